@@ -1,0 +1,78 @@
+"""Conversations to token ids, for every model family. Nothing else in the project touches a chat template.
+
+Three things are easy to get wrong here:
+
+* A template may have switches. Thinking is turned off where the template knows it, and templates that stamp today's date (Llama 3)
+  are given a fixed one, so that a run gives the same prompts tomorrow.
+* The rendered text holds its own BOS where the family wants one, so the tokenizer must not add another.
+* What a model or a user wrote is data. If an answer contains the text of a control token ("<|im_end|>"), it must reach the
+  judge as those characters, not as the end of the turn: see `_cut_control_tokens`.
+"""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from hmx.errors import UserError
+
+Message = dict[str, str]  # {"role": "user" | "assistant", "content": …}
+
+_TEMPLATE_SWITCHES = {
+    "enable_thinking": False,  # Qwen3; other templates ignore it
+    "date_string": "26 Jul 2024",  # Llama 3 otherwise prints today's date
+}
+
+
+def require_chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise `UserError` unless the tokenizer of the model called `name` can format a conversation."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(f"The tokenizer of {name} has no chat template, so it can't hold an interview; use an instruction-tuned (chat) model.")
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """The token ids of a conversation, up to and including the header of the assistant's next turn."""
+    cut = _unused_character(messages)
+    safe = [{**message, "content": _cut_control_tokens(tokenizer, message["content"], cut)} for message in messages]
+    text = tokenizer.apply_chat_template(safe, tokenize=False, add_generation_prompt=True, **_TEMPLATE_SWITCHES)
+    pieces = [tokenizer.encode(piece, add_special_tokens=False) for piece in text.split(cut)]
+    return [token for piece in pieces for token in piece]
+
+
+def encode_question(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
+    """The prompt in which the interviewee is asked one question."""
+    return encode_chat(tokenizer, [{"role": "user", "content": question}])
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The text of a completion, without control tokens and surrounding white space."""
+    return tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+def end_of_turn_ids(model, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token that ends the assistant's turn, by the model's generation config and its tokenizer (Llama 3 has several)."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, (list, tuple)) else [configured]
+    return tuple(sorted({int(token) for token in (*ids, tokenizer.eos_token_id) if token is not None}))
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """A token to fill rows with. Which one does not matter: masks are carried, never read off the token ids."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
+def _unused_character(messages: Sequence[Message]) -> str:
+    """A private-use character that none of the messages contains."""
+    used = set().union(*(message["content"] for message in messages))
+    return next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in used)
+
+
+def _cut_control_tokens(tokenizer: PreTrainedTokenizerBase, content: str, cut: str) -> str:
+    """Put `cut` behind the first character of every control token that is spelled out in `content`.
+
+    The rendered conversation is tokenised piece by piece between the cuts. The pieces of "<|im_end|>" are "<" and "|im_end|>", which
+    are plain text to any tokenizer; all other text, and so nearly every prompt, is tokenised exactly as the family does it.
+    """
+    for token in sorted(tokenizer.get_added_vocab(), key=len, reverse=True):
+        if len(token) > 1:
+            content = content.replace(token, token[0] + cut + token[1:])
+    return content

@@ -1,0 +1,179 @@
+"""Batched sampling with a KV cache: the one way in which this project generates text.
+
+`generate` reads as the loop it is: prefill the prompts, then choose a token for every row and feed it back until all rows have ended.
+Tokens are drawn by inverting the cumulative distribution with one uniform number a token. All uniform numbers are drawn at the start, on
+the CPU, row by row: the same generator gives the same completions on every device and whether rows are sampled together or one by one.
+
+Notation: `B` rows, `T` completion tokens (the longest row's), `V` vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache
+
+from hmx.precision import autocast
+
+
+@dataclass(frozen=True)
+class Completions:
+    """What was sampled. The mask is carried from here on; nothing downstream guesses it from token ids."""
+
+    tokens: torch.Tensor
+    """[B, T] int64, filled with the pad id behind each row's end."""
+    mask: torch.Tensor
+    """[B, T] bool: True for every sampled token, the first end-of-turn token included."""
+    truncated: torch.Tensor
+    """[B] bool: the row met its length limit before it ended."""
+
+    def rows(self) -> list[list[int]]:
+        """The sampled ids of each row, without padding."""
+        return [row[keep].tolist() for row, keep in zip(self.tokens.cpu(), self.mask.cpu(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Tokens with which many prompts begin, and their keys and values. Valid as long as the weights that made it."""
+
+    tokens: tuple[int, ...]
+    keys_values: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    """For each layer two tensors [1, KV heads, len(tokens), head dimension]."""
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model, tokens: Sequence[int]) -> "Prefix":
+        """Run `model` over `tokens` once."""
+        cache = DynamicCache()
+        with autocast(model):
+            model(torch.tensor([list(tokens)], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return cls(tuple(tokens), tuple((layer.keys, layer.values) for layer in cache.layers))
+
+    def starts(self, prompt: Sequence[int]) -> bool:
+        """Whether `prompt` begins with these tokens and goes on after them."""
+        return len(prompt) > len(self.tokens) and tuple(prompt[: len(self.tokens)]) == self.tokens
+
+    def cache(self, rows: int) -> DynamicCache:
+        """A cache that holds the prefix in each of `rows` rows."""
+        return DynamicCache([(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in self.keys_values])
+
+
+@torch.no_grad()
+def generate(
+    model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int | Sequence[int],
+    end_ids: Sequence[int],
+    pad_id: int,
+    generator: torch.Generator | None = None,
+    temperature: float = 1.0,
+    repeats: int = 1,
+    prefix: Prefix | None = None,
+    stop: Callable[[list[int]], bool] | None = None,
+) -> Completions:
+    """Sample `repeats` completions of every prompt; row `p * repeats + g` is the g-th of prompt p.
+
+    Args:
+        prompts: token ids, of any lengths.
+        max_new_tokens: the limit of all rows, or one for each prompt.
+        end_ids: tokens that end a row; the first of them is part of the completion.
+        generator: where the uniform numbers come from; not needed at temperature 0.
+        temperature: the logits are divided by it; 0 takes the likeliest token. There is no top-k and no top-p, and nothing is
+            read from the model's own generation config.
+        prefix: keys and values of tokens that *all* prompts begin with, to be reused. Exact, up to the order of summation.
+        stop: called with the tokens of each unfinished row; True ends that row.
+    """
+    if not prompts or not all(prompts):
+        raise ValueError("generate needs at least one prompt, and none may be empty")
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    if len(limits) != len(prompts) or min(limits) < 1:
+        raise ValueError(f"every prompt needs a limit of at least one new token, not {limits}")
+    rows, device, longest = len(prompts) * repeats, model.device, max(limits)
+    limit = torch.tensor(limits, device=device).repeat_interleave(repeats)  # [B]
+    ends = torch.tensor(list(end_ids), device=device)
+    if temperature > 0:
+        uniform = torch.rand(rows, longest, dtype=torch.float64, generator=generator).to(device)  # [B, longest]
+
+    tokens = torch.full((rows, longest), pad_id, dtype=torch.int64, device=device)
+    mask = torch.zeros(rows, longest, dtype=torch.bool, device=device)
+    active = torch.ones(rows, dtype=torch.bool, device=device)
+    ended = torch.zeros(rows, dtype=torch.bool, device=device)  # by its own end-of-turn token or by `stop`
+    poll = 1 if device.type == "cpu" else 16  # asking a GPU whether all rows have ended makes it wait for us
+
+    with autocast(model):
+        logits, cache, attention, position = _prefill(model, prompts, pad_id, repeats, prefix)
+        for t in range(longest):
+            token = logits.argmax(dim=-1) if temperature == 0 else sample_token(logits, uniform[:, t], temperature)  # [B]
+            tokens[:, t] = torch.where(active, token, pad_id)
+            mask[:, t] = active
+            ended |= active & torch.isin(token, ends)
+            if stop is not None:
+                ended |= active & _stopped(stop, tokens, active, t)
+            active = active & ~ended & (t + 1 < limit)
+            if t + 1 == longest or (t % poll == poll - 1 and not active.any()):
+                break
+            attention = torch.cat([attention, attention.new_ones(rows, 1)], dim=1)
+            output = model(
+                tokens[:, t : t + 1], attention_mask=attention, position_ids=position[:, None], past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+            logits, position = output.logits[:, -1], position + 1
+
+    used = int(mask.sum(dim=1).max())
+    return Completions(tokens[:, :used], mask[:, :used], ~ended)
+
+
+def sample_token(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Draw a token a row from softmax(logits / temperature): the first whose cumulative probability exceeds the row's uniform number.
+
+    The cumulative sum is in float64, so that no token of a large vocabulary is favoured by rounding, and a token of probability 0 is
+    never drawn.
+
+    Args:
+        logits: [B, V], of any float dtype.
+        uniform: [B] float64 in [0, 1).
+
+    >>> logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]])).expand(3, 3)
+    >>> sample_token(logits, torch.tensor([0.1, 0.6, 0.9], dtype=torch.float64), 1.0).tolist()
+    [0, 1, 2]
+    """
+    cumulative = torch.softmax(logits.float() / temperature, dim=-1).double().cumsum(dim=-1)  # [B, V]
+    threshold = uniform[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [B, longest] with padding in front, and their mask [B, longest] (1 for tokens, 0 for padding)."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows], device=device)
+    attention = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, attention
+
+
+def positions(attention: torch.Tensor) -> torch.Tensor:
+    """Position ids [B, L] that number the tokens of each row from 0, whatever padding there is; padding gets 0."""
+    return (attention.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def _prefill(model, prompts, pad_id: int, repeats: int, prefix: Prefix | None):
+    """Run the prompts, each once. Returns the logits [B, V] of the first new token, the cache, the mask so far [B, L] and the next position [B]."""
+    shared = len(prefix.tokens) if prefix else 0
+    if prefix and not all(map(prefix.starts, prompts)):
+        raise ValueError("a prompt does not begin with the shared prefix")
+    ids, attention = pad_left([prompt[shared:] for prompt in prompts], pad_id, model.device)
+    # With a shared prefix a row is [prefix][padding][rest of the prompt]: the mask and the explicit positions keep that exact.
+    attention = torch.cat([attention.new_ones(len(prompts), shared), attention], dim=1)
+    cache = prefix.cache(len(prompts)) if prefix else DynamicCache()
+    output = model(
+        ids, attention_mask=attention, position_ids=positions(attention)[:, shared:], past_key_values=cache, use_cache=True, logits_to_keep=1
+    )
+    if repeats > 1:
+        cache.batch_repeat_interleave(repeats)
+    each = (tensor.repeat_interleave(repeats, dim=0) for tensor in (output.logits[:, -1], attention, attention.sum(dim=1)))
+    logits, attention, position = each
+    return logits, cache, attention, position
+
+
+def _stopped(stop: Callable[[list[int]], bool], tokens: torch.Tensor, active: torch.Tensor, t: int) -> torch.Tensor:
+    rows = zip(tokens[:, : t + 1].tolist(), active.tolist(), strict=True)
+    return torch.tensor([is_active and stop(row) for row, is_active in rows], device=tokens.device)
