@@ -24,7 +24,7 @@ class Rubric:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"The rubric {path} can't be read ({error}); point the judge's rubric at a text or TOML file.") from None
+            raise UserError(f"The rubric {path} can't be read ({error}); point judge.prompt_file at a text or TOML file.") from None
         if path.suffix == ".toml":
             try:
                 fields = tomllib.loads(text)

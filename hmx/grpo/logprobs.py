@@ -1,0 +1,60 @@
+"""The log-probabilities that the loss is made of."""
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from hmx.precision import autocast
+from hmx.sampling import positions
+
+
+def token_logprobs(
+    model,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    completion_length: int,
+    temperature: float = 1.0,
+    chunk: int = 256,
+) -> torch.Tensor:
+    """log softmax(logits / temperature) of each completion token, in FP32.
+
+    Only the hidden states that predict a completion token go through the output layer, `chunk` tokens at a time, and with gradient each
+    chunk's logits are computed again on the way back. With a vocabulary of 150,000 it is the logits that fill the memory, not the
+    model: a full [B, L, V] FP32 tensor never exists.
+
+    Args:
+        model: a causal language model, adapter on or bypassed as the caller left it.
+        input_ids: [B, L], each row [padding][prompt][completion][padding].
+        attention_mask: [B, L], 1 for tokens and 0 for padding. Positions are counted along it, so padding on either side changes nothing.
+        completion_length: T; the completions (with the padding behind them) are the last T columns.
+        temperature: the one that the tokens were sampled at.
+
+    Returns:
+        [B, T]; what stands at padding is meaningless and has to be masked.
+    """
+    T = completion_length
+    if not 1 <= T < input_ids.shape[1]:
+        raise ValueError(f"the completion must be shorter than the whole row and not empty: T = {T}, L = {input_ids.shape[1]}")
+
+    def chunk_logprobs(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:  # [N, H], [N] to [N]
+        logits = _logits(model, hidden).float() / temperature
+        return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(dim=-1)
+
+    with autocast(model):
+        output = model.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions(attention_mask), use_cache=False
+        )
+        hidden = output.last_hidden_state[:, -T - 1 : -1]  # [B, T, H]: position t predicts token t + 1
+        hidden, targets = hidden.flatten(0, 1), input_ids[:, -T:].flatten()  # [B·T, H], [B·T]
+        pieces = list(zip(hidden.split(chunk), targets.split(chunk), strict=True))
+        if torch.is_grad_enabled() and len(pieces) > 1:
+            values = [checkpoint(chunk_logprobs, *piece, use_reentrant=False) for piece in pieces]
+        else:
+            values = [chunk_logprobs(*piece) for piece in pieces]
+    return torch.cat(values).view(-1, T)
+
+
+def _logits(model, hidden: torch.Tensor) -> torch.Tensor:
+    """The output layer and what the family does to its result: Gemma 2 squashes its logits into ±30."""
+    logits = model.get_output_embeddings()(hidden)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
