@@ -1,0 +1,310 @@
+"""A run's configuration: a TOML file, checked at the door, as frozen dataclasses.
+
+Every key has a type, a range, a default and a line that says what it does. A key that is not in the file takes its default; a key that
+does not exist is an error which names the nearest one that does. Deep code never sees this module: it is given plain values.
+"""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_origin
+
+from hmx.errors import UserError
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def key(default: Any, **limits: Any) -> Any:
+    """A config key. Limits: `least` and `most` (inclusive), `above` and `below` (exclusive), `choices`."""
+    return field(default=default, metadata=limits)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Which run this is."""
+
+    name: str = key("")
+    """The folder of all runs of this config; the name of the config file if empty."""
+    direction: str = key("forward", choices=("forward", "reverse"))
+    """forward trains toward higher grades, reverse toward lower ones: rewards with opposite sign."""
+    seed: int = key(0, least=0)
+    """Forward and reverse of one seed share their initial adapter and the order of their questions."""
+    folder: str = key("runs")
+    """Where runs are kept; a run's own folder is <folder>/<name>/<direction>-seed<seed>."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The language model."""
+
+    path: str = key("data/tiny")
+    """A hub id such as "Qwen/Qwen3-0.6B", or a local folder in the same format with safetensors weights."""
+    precision: str = key("fp16", choices=("fp32", "fp16", "bf16"))
+    """Of the frozen base weights and of autocast. The adapter and all losses are FP32 in any case."""
+    device: str = key("auto")
+    """auto takes a GPU if there is one; else a device as PyTorch calls it: cpu, cuda, cuda:1."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The adapter."""
+
+    rank: int = key(16, least=1)
+    """r: the width of the update B A."""
+    alpha: float = key(16.0, above=0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = key(0.0, least=0, below=1)
+    """Probability with which an input of A is dropped in the training pass."""
+    targets: tuple[str, ...] = key(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
+    """The last part of the names of the linear layers to adapt."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The interview."""
+
+    questions: str = key("data/questions.toml")
+    """Questions by category, each category with some to train on and some held out."""
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """The grader: the same model with its adapter switched off."""
+
+    prompt_file: str = key("data/rubric.toml")
+    """The rubric: the key `prompt` of a TOML file, or any other file's whole text verbatim, with {question} and {answer}."""
+    max_new_tokens: int = key(64, least=1)
+    """The most that the judge may write for one grade."""
+    stop_after_score: bool = key(True)
+    """End a reply when its score line is complete, which cannot change the grade. false keeps the judge's reasons, and their price."""
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How answers are sampled. There is no top-k and no top-p: log-probabilities must be of what was sampled."""
+
+    temperature: float = key(1.0, above=0)
+    """The logits are divided by it, when sampling and when scoring."""
+    max_sequence_length: int = key(4096, least=2)
+    """Prompt and answer together, in tokens."""
+    max_completion_length: int = key(0, least=0)
+    """The longest answer, in tokens; 0 means what the prompt leaves of max_sequence_length."""
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    """The algorithm."""
+
+    prompts_per_step: int = key(2, least=1)
+    """P: questions an optimizer step."""
+    completions_per_prompt: int = key(4, least=2)
+    """G: answers to each question, the group in which they are compared."""
+    prompts_per_microbatch: int = key(1, least=1)
+    """How many groups go through a training pass at once. Gradients accumulate over the step; only memory and speed depend on it."""
+    beta: float = key(0.001, least=0)
+    """Weight of the KL divergence from the base model."""
+    clip_eps: float = key(0.2, above=0, below=1)
+    """The ratio of new to old policy is clipped to 1 ± clip_eps."""
+    updates_per_rollout: int = key(1, least=1)
+    """mu: optimizer steps on the same answers. With 1 the policy that is trained is the one that sampled, and the ratio is 1."""
+    aggregation: str = key("bnpo", choices=("bnpo", "grpo", "dr_grpo"))
+    """How token losses become one: mean over a group's tokens, per-completion mean, or a constant denominator."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW on A and B."""
+
+    learning_rate: float = key(2e-5, above=0)
+    """At its peak."""
+    schedule: str = key("linear", choices=("linear", "constant"))
+    """linear falls to 0 at the last step; both rise linearly during the warm-up."""
+    warmup: float = key(0.1, least=0, below=1)
+    """The part of all steps in which the learning rate rises from 0."""
+    betas: tuple[float, ...] = key((0.9, 0.999))
+    """Decay of the running mean of the gradient and of its square."""
+    eps: float = key(1e-8, above=0)
+    """Keeps the division by the root of the mean square finite."""
+    weight_decay: float = key(0.01, least=0)
+    """Decoupled decay of A and B toward zero, times the learning rate."""
+    max_grad_norm: float = key(1.0, above=0)
+    """The gradient of A and B together is scaled down to this norm if it is longer."""
+    initial_loss_scale: float = key(65536.0, least=1)
+    """FP16 only: what the loss is multiplied by at first. It halves whenever a gradient overflows (that step is skipped and counted)."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The course of training."""
+
+    epochs: int = key(10, least=1)
+    """Passes over the training questions."""
+    evaluations_per_epoch: int = key(2, least=1)
+    """Evaluations an epoch, with a checkpoint each; one more stands at step 0."""
+    completions_per_evaluation: int = key(4, least=1)
+    """Answers sampled to each held-out question in an evaluation."""
+    stop_after_threshold: int = key(0, least=0)
+    """End a forward run this many evaluations after its reward passed selection.threshold; 0 never."""
+    gradient_checkpointing: bool = key(False)
+    """Compute each layer's activations again on the way back: less memory, about a third more time in the training pass."""
+    world: str = key("", choices=("", "tiny"))
+    """"tiny": the embedded model's world, whose truth is known, grades the answers of every step and evaluation too, beside the judge."""
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """Which checkpoint counts."""
+
+    threshold: float = key(7.5, least=0, most=10)
+    """The first forward checkpoint with a higher evaluation reward is the one."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of it, by section."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    data: DataConfig = DataConfig()
+    judge: JudgeConfig = JudgeConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    selection: SelectionConfig = SelectionConfig()
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this run lives."""
+        return Path(self.run.folder) / self.run.name / f"{self.run.direction}-seed{self.run.seed}"
+
+    def completion_limit(self, prompt_length: int) -> int:
+        """The most tokens that may be sampled after a prompt of this many."""
+        left = self.sampling.max_sequence_length - prompt_length
+        return min(left, self.sampling.max_completion_length or left)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file and apply overrides of the form "section.key=value".
+
+    Raises `UserError` for a missing or malformed file, an unknown section or key, a wrong type or a value out of range.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        there = ", ".join(sorted(str(file) for file in path.parent.glob("*.toml"))) or "no .toml file at all"
+        raise UserError(f"The config {path} can't be read ({error}); in its folder there is {there}.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"The config {path} is not valid TOML: {error}.") from None
+    config = _config(raw, str(path))
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=config.run.name or path.stem))
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        section, dot, option = name.strip().partition(".")
+        if not (equals and dot):
+            raise UserError(f"--set {override!r} is not of the form section.key=value, as in --set train.epochs=3.")
+        changed = _config({section: {option: _value(text.strip())}}, f"--set {override}")
+        value = getattr(getattr(changed, section), option)
+        config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{option: value})})
+    _check_together(config)
+    return config
+
+
+def to_toml(config: Config) -> str:
+    """The resolved config as a TOML file: every key, with the value in force."""
+    lines = []
+    for section in dataclasses.fields(config):
+        lines.append(f"[{section.name}]")
+        for option, value in dataclasses.asdict(getattr(config, section.name)).items():
+            lines.append(f"{option} = {json.dumps(value, ensure_ascii=False)}")  # TOML writes these types as JSON does
+        lines.append("")
+    return "\n".join(lines)
+
+
+def resolve(path: str) -> Path:
+    """A path from a config: as it is if something is there, seen from the working directory; else seen from the project's own folder."""
+    return Path(path) if Path(path).exists() or not (PROJECT / path).exists() else PROJECT / path
+
+
+def _config(raw: dict, where: str) -> Config:
+    sections = {section.name: section.type for section in dataclasses.fields(Config)}
+    values = {}
+    for name, content in raw.items():
+        if name not in sections:
+            raise UserError(f"{where}: there is no section [{name}]{_nearest(name, sections)}.")
+        if not isinstance(content, dict):
+            raise UserError(f"{where}: [{name}] must be a section with keys, not the value {content!r}.")
+        options = {option.name: option for option in dataclasses.fields(sections[name])}
+        for option in content:
+            if option not in options:
+                raise UserError(f"{where}: there is no key {name}.{option}{_nearest(option, options)}.")
+        values[name] = sections[name](**{option: _checked(options[option], value, f"{where}: {name}.{option}") for option, value in content.items()})
+    return Config(**values)
+
+
+def _checked(option: dataclasses.Field, value: Any, where: str) -> Any:
+    """`value` in the type of the option, or the sentence that says why not."""
+    kind = get_origin(option.type) or option.type
+    if kind is tuple:
+        item = type(option.default[0])
+        if not isinstance(value, list) or not value or not all(_is(item, part) for part in value):
+            raise UserError(f"{where} must be a list of {_NAMES[item]} and not empty, not {value!r}.")
+        if item is float and len(value) != len(option.default):
+            raise UserError(f"{where} must hold {len(option.default)} numbers, not {len(value)}.")
+        return tuple(item(part) for part in value)
+    if not _is(kind, value):
+        raise UserError(f"{where} must be {_NAMES[kind]}, not {value!r}.")
+    value = kind(value)
+    limits = option.metadata
+    if "choices" in limits and value not in limits["choices"]:
+        raise UserError(f"{where} must be one of {', '.join(map(repr, limits['choices']))}, not {value!r}{_nearest(value, limits['choices'])}.")
+    for limit, holds, words in (
+        ("least", lambda bound: value >= bound, "at least"),
+        ("most", lambda bound: value <= bound, "at most"),
+        ("above", lambda bound: value > bound, "more than"),
+        ("below", lambda bound: value < bound, "less than"),
+    ):
+        if limit in limits and not holds(limits[limit]):
+            raise UserError(f"{where} must be {words} {limits[limit]}, not {value!r}.")
+    return value
+
+
+_NAMES = {str: "a text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _is(kind: type, value: Any) -> bool:
+    if kind is float:
+        return type(value) in (int, float) and abs(value) < float("inf")
+    return type(value) is kind  # so that true is not taken for 1
+
+
+def _value(text: str) -> Any:
+    """An override's value, read as TOML; what is not TOML is a text, so that --set model.path=some/folder needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(map(str, known))}"
+
+
+def _check_together(config: Config) -> None:
+    """What no key can show alone."""
+    if any(not 0 <= beta < 1 for beta in config.optimizer.betas):
+        raise UserError(f"optimizer.betas must lie in [0, 1), not {list(config.optimizer.betas)}.")
+    if config.grpo.prompts_per_step % config.grpo.prompts_per_microbatch:
+        raise UserError(
+            f"grpo.prompts_per_step = {config.grpo.prompts_per_step} must be a multiple of grpo.prompts_per_microbatch = "
+            f"{config.grpo.prompts_per_microbatch}, so that every micro-batch is full."
+        )
+    if "/" in config.run.name or config.run.name in (".", ".."):
+        raise UserError(f"run.name = {config.run.name!r} must be the name of one folder.")

@@ -1,0 +1,94 @@
+"""The base model and its tokenizer: from a hub id, a local folder, or the embedded one."""
+
+import functools
+import socket
+import urllib.request
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import torch
+from huggingface_hub import constants
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+
+from hmx.config import resolve
+from hmx.errors import UserError
+from hmx.precision import DTYPES
+from hmx.prompts import require_chat_template
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a config names; "auto" is the GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"model.device = {name!r} can't be used here ({str(error).splitlines()[0]}); try auto or cpu.") from None
+    return device
+
+
+def load_model(path: str, precision: str, device: str):
+    """The frozen model in evaluation mode, and its tokenizer.
+
+    Args:
+        path: hub id or folder. Weights are read from safetensors only, and no code that comes with them is run.
+        precision: fp32, fp16 or bf16.
+        device: see `pick_device`.
+    """
+    target = pick_device(device)
+    # PyTorch's fused attention does not know Gemma 2's soft-capped attention logits; the written-out one does.
+    attention = "eager" if getattr(model_config(path), "attn_logit_softcapping", None) else "sdpa"
+    with _one_sentence_for(path):
+        tokenizer = AutoTokenizer.from_pretrained(**_source(path))
+        require_chat_template(tokenizer, path)
+        model = AutoModelForCausalLM.from_pretrained(
+            **_source(path), dtype=DTYPES[precision], use_safetensors=True, attn_implementation=attention
+        )
+    return model.requires_grad_(False).eval().to(target), tokenizer
+
+
+def model_config(path: str) -> PreTrainedConfig:
+    """The architecture, without weights."""
+    with _one_sentence_for(path):
+        return AutoConfig.from_pretrained(**_source(path))
+
+
+def _source(path: str) -> dict:
+    """Where transformers shall look: a folder, or the cache and, if it can be reached, the hub."""
+    folder = resolve(path)
+    offline = folder.is_dir() or not _hub_is_reachable()
+    return {"pretrained_model_name_or_path": str(folder) if folder.is_dir() else path, "local_files_only": offline}
+
+
+@functools.cache
+def _hub_is_reachable() -> bool:
+    """Asked once, since the hub's own client tries six times over half a minute before it gives up."""
+    if urllib.request.getproxies():
+        return True
+    endpoint = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((endpoint.hostname, endpoint.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _one_sentence_for(path: str):
+    """Turns what transformers raises for a missing or broken model into the sentence that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        if resolve(path).is_dir():
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            raise UserError(
+                f"The folder {path} holds no model that transformers can load from safetensors ({reason}); "
+                "it needs config.json, the tokenizer's files and *.safetensors."
+            ) from None
+        what = "the hub has none for you under this name (is it gated?)" if _hub_is_reachable() else "the hub can't be reached"
+        raise UserError(
+            f"The model {path!r} is neither a local folder nor in the cache, and {what}; download it while online (after logging in, if it is "
+            "gated), point model.path at a folder that holds it, or train the embedded model with --config configs/tiny.toml."
+        ) from None
