@@ -1,0 +1,170 @@
+"""A run's folder: its config, its metrics, its checkpoints, and how it goes on after an interruption.
+
+    runs/<config name>/<direction>-seed<k>/
+        config.toml               the resolved config
+        run.json                  status, versions, hash of the initial adapter
+        metrics.jsonl             one object a line, "kind": "step" or "eval"
+        samples.jsonl             every answer with its grade
+        checkpoints/step-<n>/     the adapter in PEFT's format and the training state after n steps
+
+Nothing is ever half-written: files are replaced as a whole, a checkpoint appears when it is complete, and lines that were written
+after the checkpoint from which a run goes on are taken back.
+"""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from hmx.config import Config, load_config, to_toml
+from hmx.errors import UserError
+from hmx.files import write_safetensors, write_text
+from hmx.lora import load_adapter, save_adapter
+
+_STATE = "training_state.safetensors"
+
+
+class Run:
+    """One run's folder. Open it with `Run.start`, or read a finished one with `Run.read`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @classmethod
+    def start(cls, config: Config, resume: bool) -> "Run":
+        """Make the folder of a new run, or open that of one to go on with.
+
+        Raises `UserError` if the folder holds another config's run, or any run while `resume` is false.
+        """
+        run = cls(config.run_folder)
+        if not (run.folder / "config.toml").exists():
+            run.folder.mkdir(parents=True, exist_ok=True)
+            write_text(run.folder / "config.toml", to_toml(config))
+            run.note(status="running", started=_now(), versions=_versions())
+            return run
+        run._require_same(config)
+        if not resume:
+            state = "is finished" if run.finished else f"was interrupted after step {run.latest_step()}"
+            raise UserError(
+                f"The run {run.folder} {state}; add --resume to go on with it, choose another --seed or --set run.name=…, or delete the folder."
+            )
+        return run
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Run":
+        """An existing run. Raises `UserError` if there is none in `folder`."""
+        run = cls(Path(folder))
+        if not (run.folder / "config.toml").exists():
+            raise UserError(f"{folder} is not the folder of a run (it has no config.toml).")
+        return run
+
+    @property
+    def config(self) -> Config:
+        """The resolved config that the run was started with."""
+        return load_config(self.folder / "config.toml")
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The contents of run.json."""
+        try:
+            return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether training reached its end."""
+        return self.info.get("status") == "finished"
+
+    def note(self, **facts: Any) -> None:
+        """Put facts into run.json."""
+        write_text(self.folder / "run.json", json.dumps({**self.info, **facts}, indent=2) + "\n")
+
+    # Metrics and samples
+
+    def append(self, file: str, records: list[dict[str, Any]]) -> None:
+        """Add lines to metrics.jsonl or samples.jsonl."""
+        with open(self.folder / file, "a", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+    def records(self, file: str = "metrics.jsonl", kind: str | None = None) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl or samples.jsonl, or those of one kind. A line that was cut off by a crash ends the list."""
+        found = []
+        if (self.folder / file).exists():
+            for line in (self.folder / file).read_text(encoding="utf-8").splitlines():
+                try:
+                    found.append(json.loads(line))
+                except ValueError:
+                    break
+        return [record for record in found if kind is None or record.get("kind") == kind]
+
+    def take_back_after(self, step: int) -> None:
+        """Drop what was recorded after `step`, since it will happen again."""
+        for file in ("metrics.jsonl", "samples.jsonl"):
+            kept = [record for record in self.records(file) if record["step"] <= step]
+            write_text(self.folder / file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+
+    # Checkpoints
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint after `step` steps, whether it exists or not."""
+        return self.folder / "checkpoints" / f"step-{step}"
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, in order."""
+        return sorted(int(path.name.removeprefix("step-")) for path in (self.folder / "checkpoints").glob("step-*"))
+
+    def latest_step(self) -> int:
+        """The step of the newest checkpoint, 0 if there is none."""
+        return max(self.steps(), default=0)
+
+    def save(self, step: int, model, base_model: str, state: tuple[dict[str, torch.Tensor], dict[str, float]]) -> None:
+        """Write the checkpoint after `step` steps: the adapter, and the optimizer's state beside it."""
+        tensors, numbers = state
+        target = self.checkpoint(step)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        save_adapter(model, temporary, base_model)
+        metadata = {"step": str(step), "numbers": json.dumps(numbers)}
+        write_safetensors(temporary / _STATE, tensors, metadata)
+        shutil.rmtree(target, ignore_errors=True)  # of the same step, from before an interruption
+        os.replace(temporary, target)
+        for step_before in self.steps():  # the adapter of each checkpoint is kept, the state only where a run can go on
+            if step_before != step:
+                (self.checkpoint(step_before) / _STATE).unlink(missing_ok=True)
+
+    def load(self, step: int, model, load_state: Callable[[dict[str, torch.Tensor], dict[str, float]], None]) -> None:
+        """Put the checkpoint after `step` steps into the model's adapter and hand the optimizer's state to `load_state`."""
+        load_adapter(model, self.checkpoint(step))
+        path = self.checkpoint(step) / _STATE
+        try:
+            with safe_open(path, framework="pt") as file:
+                load_state({name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["numbers"]))
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise UserError(f"The training state {path} can't be read ({error}); delete the run's folder to train it anew.") from None
+
+    def _require_same(self, config: Config) -> None:
+        ours, theirs = to_toml(config).splitlines(), to_toml(self.config).splitlines()
+        if ours != theirs:
+            mine, other = next((a, b) for a, b in zip(ours, theirs, strict=True) if a != b)
+            raise UserError(
+                f"The run folder {self.folder} belongs to another config (there {other}, here {mine}); "
+                "choose another --set run.name=…, or delete the folder."
+            )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors", "numpy")}
+    return {"python": platform.python_version(), **packages, "machine": f"{platform.system()} {platform.machine()}"}

@@ -1,0 +1,143 @@
+"""From a config to a trained run: everything is put together here, and nowhere else."""
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import transformers
+from tqdm import tqdm
+
+from hmx.config import Config, resolve
+from hmx.errors import UserError
+from hmx.grpo.trainer import Trainer, evaluation_steps
+from hmx.judge import Rubric, SelfJudge
+from hmx.lora import adapter_hash, attach
+from hmx.models import load_model
+from hmx.questions import Questions
+from hmx.randomness import stream
+from hmx.runs import Run
+
+
+def build_trainer(config: Config) -> Trainer:
+    """Load the model, attach a fresh adapter drawn from the run's `init` stream, and set up judge and questions."""
+    questions = Questions.load(resolve(config.data.questions))
+    rubric = Rubric.load(resolve(config.judge.prompt_file))
+    model, tokenizer = load_model(config.model.path, config.model.precision, config.model.device)
+    lora = config.lora
+    attach(model, lora.rank, lora.alpha, lora.targets, lora.dropout, stream(config.run.seed, "init"))
+    judge = SelfJudge(model, tokenizer, rubric, config.judge.max_new_tokens, config.judge.stop_after_score)
+    return Trainer(config, model, tokenizer, judge, questions, _world(config))
+
+
+def train_run(config: Config, resume: bool = False) -> Run:
+    """Train one run to its end, or until Ctrl-C, which saves and leaves a run that --resume goes on with.
+
+    Raises `UserError` for everything that is wrong with the config, the files it names, or the run's folder.
+    """
+    transformers.utils.logging.disable_progress_bar()  # the bar over the steps is the one that matters
+    if resume and (config.run_folder / "config.toml").exists() and Run.start(config, resume).finished:
+        print(f"The run {config.run_folder} is finished already.")
+        return Run.read(config.run_folder)
+    trainer = build_trainer(config)
+    run = Run.start(config, resume)
+    start = run.latest_step()
+    if start or run.steps():
+        run.load(start, trainer.model, trainer.optimizer.load_state)
+        print(f"Going on with {run.folder} after step {start}.")
+    else:
+        run.note(initial_adapter=adapter_hash(trainer.model))
+    run.take_back_after(start)
+    run.note(status="running")
+    finished = _train(trainer, run, start)
+    run.note(status="finished" if finished else "interrupted")
+    return run
+
+
+def _train(trainer: Trainer, run: Run, start: int) -> bool:
+    """The steps after `start`, with evaluations and checkpoints where they are due. Returns whether training came to its end."""
+    config = trainer.config
+    evaluations = evaluation_steps(config, len(trainer.questions.train))
+    rewards = [record["eval_reward"] for record in run.records(kind="eval")]
+    with _stop_politely() as stop, tqdm(total=trainer.total_steps, initial=start, unit="step", dynamic_ncols=True) as bar:
+        bar.set_description(f"{config.run.direction} seed {config.run.seed}")
+        for n in range(start, trainer.total_steps + 1):
+            if n > start:
+                record = trainer.step(n)
+                run.append("metrics.jsonl", [record.metrics])
+                run.append("samples.jsonl", record.samples)
+                bar.set_postfix_str(_brief(record.metrics))
+                bar.update()
+            if n in evaluations and len(rewards) == evaluations.index(n):
+                record = trainer.evaluate(evaluations.index(n), n)
+                run.save(n, trainer.model, config.model.path, trainer.optimizer.state())
+                run.append("metrics.jsonl", [record.metrics])
+                run.append("samples.jsonl", record.samples)
+                rewards.append(record.metrics["eval_reward"])
+                bar.write(_evaluation_line(record.metrics), file=sys.stderr)
+                bar.write(_sample_line(record.samples), file=sys.stderr)
+                if _passed_long_ago(config, rewards):
+                    return True
+            if stop and n < trainer.total_steps:
+                run.save(n, trainer.model, config.model.path, trainer.optimizer.state())
+                bar.write(f"Stopped after step {n}, saved in {run.folder}. Go on with the same command and --resume.", file=sys.stderr)
+                return False
+    return True
+
+
+def _passed_long_ago(config: Config, rewards: list[float | None]) -> bool:
+    """Whether a forward run passed the threshold `stop_after_threshold` evaluations ago."""
+    wait = config.train.stop_after_threshold
+    if not wait or config.run.direction != "forward":
+        return False
+    passed = [i for i, reward in enumerate(rewards) if reward is not None and reward > config.selection.threshold]
+    return bool(passed) and len(rewards) - 1 - passed[0] >= wait
+
+
+@contextmanager
+def _stop_politely() -> Iterator[list[int]]:
+    """A list that fills when somebody asks the process to end (Ctrl-C, or SIGTERM from a cluster); asking twice ends it at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        print("\nFinishing this step, then saving. Ask again to stop at once and lose what came after the last checkpoint.", file=sys.stderr)
+
+    found = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in found.items():
+            signal.signal(number, handler)
+
+
+def _world(config: Config):
+    """The truth of the world that a run may know; the one place that wires it in."""
+    if not config.train.world:
+        return None
+    from hmx.tiny.world import examine
+
+    return examine
+
+
+def _brief(metrics: dict) -> str:
+    reward = metrics["reward_mean"]
+    return f"reward {'?' if reward is None else f'{reward:.1f}'}, KL {metrics['kl']:.3f}, {metrics['tokens_per_second']:.0f} tokens/s"
+
+
+def _evaluation_line(metrics: dict) -> str:
+    reward = metrics["eval_reward"]
+    parts = [f"epoch {metrics['epoch']:5.2f}", f"step {metrics['step']:4d}", f"reward {'   ?' if reward is None else f'{reward:5.2f}'}"]
+    if "eval_truth" in metrics:
+        parts += [f"truth {metrics['eval_truth']:5.2f}", f"garbled {metrics['eval_garbled']:4.0%}"]
+    parts += [f"KL {metrics['eval_kl']:.3f}", f"{metrics['eval_completion_tokens']:.0f} tokens"]
+    return "  ".join(parts)
+
+
+def _sample_line(samples: list[dict]) -> str:
+    sample = samples[0]
+    answer = " ".join(sample["answer"].split())
+    return f"    {sample['question']}\n    → {answer[:300]}{'…' if len(answer) > 300 else ''} [{sample['grade']}]"
