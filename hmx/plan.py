@@ -1,4 +1,4 @@
-"""How much memory a run will take, from the shapes alone."""
+"""What a run will do and how much memory it will take, before any weight is loaded."""
 
 import json
 from dataclasses import dataclass
@@ -6,13 +6,23 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from hmx.config import PROJECT, Config
+from hmx.config import PROJECT, Config, resolve, to_toml
 from hmx.errors import UserError
+from hmx.grpo.trainer import evaluation_steps, total_steps
 from hmx.lora import adapter_parameters, attach
 from hmx.models import model_config
 from hmx.precision import DTYPES
+from hmx.questions import Questions
 
 ARCHITECTURES = PROJECT / "data" / "architectures.json"
+TYPICAL_ANSWER = 256
+_LABELS = {
+    "weights": "base weights",
+    "adapter": "adapter, its gradients, AdamW's moments",
+    "kv_cache": "keys and values while sampling",
+    "activations": "activations of a training micro-batch",
+    "logits": "one chunk of logits",
+}
 
 
 @dataclass(frozen=True)
@@ -46,11 +56,11 @@ def architecture(path: str) -> PreTrainedConfig:
         known = json.loads(ARCHITECTURES.read_text(encoding="utf-8"))
         if path not in known:
             raise
-        return AutoConfig.for_model(**known[path])
+        return AutoConfig.for_model(**{key: value for key, value in known[path].items() if key != "_source"})
 
 
-def estimate(config: Config, longest_prompt: int) -> Estimate:
-    """What `config` will need at most, if answers become as long as they may. No weight is loaded.
+def estimate(config: Config, prompt: int, completion: int) -> Estimate:
+    """What `config` needs when its prompts have `prompt` tokens and its answers `completion`.
 
     A layer's activations are counted in multiples of the residual stream, the attention heads and the gated MLP, as the tensors that autograd keeps for the
     adapted layers: inputs of each projection, what lies between A and B, normalised copies, and the gate's product.
@@ -66,8 +76,7 @@ def estimate(config: Config, longest_prompt: int) -> Estimate:
     head_dim = getattr(shapes, "head_dim", None) or shapes.hidden_size // heads
 
     grpo = config.grpo
-    completion = config.completion_limit(longest_prompt)
-    length = longest_prompt + completion
+    length = prompt + completion
     rows = grpo.prompts_per_step * grpo.completions_per_prompt
     kv_cache = 2 * shapes.num_hidden_layers * kv_heads * head_dim * length * rows * size
     tokens = grpo.prompts_per_microbatch * grpo.completions_per_prompt * length
@@ -75,6 +84,33 @@ def estimate(config: Config, longest_prompt: int) -> Estimate:
     layers = shapes.num_hidden_layers * shapes.hidden_size + per_layer if config.train.gradient_checkpointing else shapes.num_hidden_layers * per_layer
     chunk = min(256, tokens)
     return Estimate(base + trainable, trainable, base * size, 16 * trainable, kv_cache, tokens * layers * size, 3 * 4 * chunk * shapes.vocab_size)
+
+
+def describe(config: Config) -> str:
+    """The resolved config, the course of the training and the memory it needs, for people to read."""
+    questions = Questions.load(resolve(config.data.questions))
+    steps, evaluations = total_steps(config, len(questions.train)), evaluation_steps(config, len(questions.train))
+    grpo = config.grpo
+    longest = max(len(question.text) for question in (*questions.train, *questions.held_out)) // 3 + 32  # tokens, with the template around it
+    limit = config.completion_limit(longest)
+    if limit < 1:
+        raise UserError(f"The longest question leaves no room for an answer within sampling.max_sequence_length = {config.sampling.max_sequence_length}.")
+    typical = estimate(config, longest, min(TYPICAL_ANSWER, limit))
+    most = estimate(config, longest, limit)
+    lines = [
+        to_toml(config),
+        f"Run         {config.run_folder}",
+        f"Parameters  {typical.trainable:,} trainable (rank {config.lora.rank}) beside {typical.parameters - typical.trainable:,} frozen ones",
+        f"Steps       {steps}: {config.train.epochs} epochs of {len(questions.train)} questions, {grpo.prompts_per_step} questions × "
+        f"{grpo.completions_per_prompt} answers a step",
+        f"Evaluations {len(evaluations)}, each {len(questions.held_out)} held-out questions × {config.train.completions_per_evaluation} answers, with a checkpoint",
+        "",
+        f"{'Memory, estimated':42}{f'answers of {min(TYPICAL_ANSWER, limit)}':>18}{f'at the limit, {limit}':>22}",
+    ]
+    for name, label in _LABELS.items():
+        lines.append(f"  {label:40}{gib(getattr(typical, name)):>18}{gib(getattr(most, name)):>22}")
+    lines.append(f"  {'at the peak':40}{gib(typical.total):>18}{gib(most.total):>22}")
+    return "\n".join(lines)
 
 
 def gib(size: int) -> str:
