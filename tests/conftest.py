@@ -1,0 +1,24 @@
+"""Settings and fixtures that all tests share."""
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests import models
+
+# The same examples on every machine and at every run, and no clock: a slow machine is not a failure.
+settings.register_profile(
+    "hmx", deadline=None, derandomize=True, database=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("hmx")
+
+
+@pytest.fixture(params=models.FAMILIES)
+def family(request) -> models.Family:
+    """One tiny model with its tokenizer for each family: Qwen3, Llama and Gemma 2. Fresh for each test."""
+    return models.build(request.param)
+
+
+@pytest.fixture
+def qwen3() -> models.Family:
+    """The tiny Qwen3 alone, for what does not depend on the family."""
+    return models.build("qwen3")

@@ -1,0 +1,228 @@
+"""The training step: its gradient, its arithmetic in every precision, and what its records say."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hmx import study
+from hmx.errors import UserError
+from hmx.grpo.trainer import evaluation_steps, total_steps
+from hmx.judge import Verdict
+from hmx.lora import adapter_hash, adapter_parameters, bypass
+from tests.models import FAMILIES
+from tests.small_run import LengthJudge, adapter_tensors, small_config, without_times
+
+
+@pytest.fixture
+def build(monkeypatch, tmp_path):
+    """Builds trainers of the small config, with a judge whose grades are known."""
+    monkeypatch.setattr(study, "SelfJudge", LengthJudge)
+    return lambda *overrides, family="qwen3": study.build_trainer(small_config(tmp_path, *overrides, family=family))
+
+
+def gradients(trainer, n, monkeypatch):
+    """The gradient of every A and B after the step's accumulation, before clipping; nothing is updated."""
+    caught = []
+
+    def catch(learning_rate):
+        caught.extend(parameter.grad.clone() for parameter in trainer.optimizer.parameters)
+        trainer.optimizer.adamw.zero_grad()
+        return type("Update", (), {"grad_norm": 1.0, "skipped": False, "loss_scale": 1.0})
+
+    monkeypatch.setattr(trainer.optimizer, "step", catch)
+    trainer.step(n)
+    return caught
+
+
+def perturb(trainer, seed=0):
+    """Move the adapter off its start, so that policy and reference differ."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapter_parameters(trainer.model):
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+def test_a_step_has_the_gradient_of_the_formula_written_out(build, monkeypatch):
+    """DeepSeekMath's objective over the step's 8 answers, one at a time, unpadded, in plain autograd."""
+    trainer = build("grpo.beta=0.3")
+    perturb(trainer)
+    model = trainer.model
+    rollouts = []
+    sample = trainer._sample
+    monkeypatch.setattr(trainer, "_sample", lambda *arguments: rollouts.append(sample(*arguments)) or rollouts[-1])
+    found = gradients(trainer, 1, monkeypatch)
+
+    (rollout,) = rollouts
+    rows = rollout.completions.rows()
+    assert len({len(row) for row in rows}) > 1  # else padding would not be tried
+    loss = 0.0
+    for p in range(2):
+        group = range(4 * p, 4 * p + 4)
+        rewards = torch.tensor([float(len(rollout.answers[i]) % 11) for i in group])
+        tokens = sum(len(rows[i]) for i in group)
+        for i, reward in zip(group, rewards, strict=True):
+            advantage = (reward - rewards.mean()) / (rewards.std() + 1e-4)
+            ids = torch.tensor([rollout.prompts[i] + rows[i]])
+            policy = F.log_softmax(model(ids).logits[0, :-1], dim=-1)
+            with bypass(model), torch.no_grad():
+                reference = F.log_softmax(model(ids).logits[0, :-1], dim=-1)
+            for t, token in enumerate(rows[i]):
+                place = len(rollout.prompts[i]) + t - 1
+                ratio = torch.exp(policy[place, token] - policy[place, token].detach())
+                gap = reference[place, token] - policy[place, token]
+                loss = loss + (-ratio * advantage + 0.3 * (torch.exp(gap) - gap - 1)) / tokens / 2
+    expected = torch.autograd.grad(loss, adapter_parameters(model))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("aggregation", ["bnpo", "grpo", "dr_grpo"])
+def test_micro_batches_change_no_gradient(build, monkeypatch, aggregation):
+    whole, parts = (build("grpo.beta=0.3", f"grpo.aggregation={aggregation}", f"grpo.prompts_per_microbatch={k}") for k in (2, 1))
+    for trainer in (whole, parts):
+        perturb(trainer)
+    for one, other in zip(gradients(whole, 1, monkeypatch), gradients(parts, 1, monkeypatch), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
+def test_gradient_checkpointing_changes_no_gradient(build, monkeypatch):
+    plain, saving = build(), build("train.gradient_checkpointing=true")
+    for trainer in (plain, saving):
+        perturb(trainer)
+    for one, other in zip(gradients(plain, 1, monkeypatch), gradients(saving, 1, monkeypatch), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_reverse_is_the_mirror_of_forward(build, monkeypatch):
+    """Without the KL term the first step's gradients are exact opposites: same adapter, same questions, same answers, one sign."""
+    forward, reverse = (build("grpo.beta=0.0", f"run.direction={direction}") for direction in ("forward", "reverse"))
+    assert adapter_hash(forward.model) == adapter_hash(reverse.model)
+    for one, other in zip(gradients(forward, 1, monkeypatch), gradients(reverse, 1, monkeypatch), strict=True):
+        assert torch.equal(one, -other)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_every_family_trains_in_every_precision(build, family, precision):
+    trainer = build(f"model.precision={precision}", family=family)
+    before = adapter_tensors(trainer.model)
+    base = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items() if "lora_" not in name}
+    for n in (1, 2):
+        metrics = trainer.step(n).metrics
+        assert metrics["skipped"] == 0 and math.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
+        assert metrics["loss_scale"] == (65536 if precision == "fp16" else 1)
+    after = adapter_tensors(trainer.model)
+    assert all(tensor.dtype == torch.float32 for tensor in after)
+    assert any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert all(torch.equal(tensor, trainer.model.state_dict()[name]) for name, tensor in base.items())
+    assert metrics["kl"] > 0
+
+
+def test_an_overflow_skips_the_step_halves_the_scale_and_is_counted(build):
+    trainer = build("model.precision=fp16", "optimizer.initial_loss_scale=1e30")
+    before = adapter_tensors(trainer.model)
+    first, second = trainer.step(1).metrics, trainer.step(2).metrics
+    assert first["skipped"] == 1 and first["grad_norm"] is None
+    assert second["loss_scale"] == first["loss_scale"] / 2
+    assert all(torch.equal(one, other) for one, other in zip(before, adapter_tensors(trainer.model), strict=True))
+    assert not trainer.optimizer.adamw.state
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_without_a_scaler_too(build):
+    trainer = build()
+    before = adapter_tensors(trainer.model)
+    trainer.optimizer.backward(trainer.optimizer.parameters[0].sum() * float("nan"))
+    for parameter in trainer.optimizer.parameters[1:]:
+        parameter.grad = torch.zeros_like(parameter)
+    assert trainer.optimizer.step(1.0).skipped
+    assert all(torch.equal(one, other) for one, other in zip(before, adapter_tensors(trainer.model), strict=True))
+
+
+def test_the_gradient_is_clipped_to_its_norm_before_the_step(build):
+    trainer = build("optimizer.max_grad_norm=0.5")
+    parameters = trainer.optimizer.parameters
+    trainer.optimizer.backward(3.0 * parameters[0].sum())
+    update = trainer.optimizer.step(0.0)
+    assert update.grad_norm == pytest.approx(3.0 * parameters[0].numel() ** 0.5, rel=1e-5)
+    moment = trainer.optimizer.adamw.state[parameters[0]]["exp_avg"]  # (1 - 0.9) × the clipped gradient after one step
+    assert float(moment.norm()) == pytest.approx(0.1 * 0.5, rel=1e-4)
+
+
+def test_several_updates_on_one_rollout_clip_against_the_policy_that_sampled(build, monkeypatch):
+    trainer = build("grpo.updates_per_rollout=3", "grpo.clip_eps=0.0001", "optimizer.warmup=0")
+    losses = []
+    from hmx.grpo import trainer as module
+
+    real = module.grpo_loss
+    monkeypatch.setattr(module, "grpo_loss", lambda *arguments: losses.append(real(*arguments)) or losses[-1])
+    trainer.step(1)
+    fractions = [sum(float(loss.clip_fraction) for loss in losses[i : i + 2]) for i in (0, 2, 4)]
+    assert fractions[0] == 0.0  # the ratio is exactly 1
+    assert fractions[1] > 0.0 and fractions[2] > 0.0
+
+
+def test_evaluating_changes_nothing_in_training(build):
+    plain, evaluated = build(), build()
+    one = [plain.step(n).metrics for n in (1, 2)]
+    other = []
+    for n in (1, 2):
+        evaluated.evaluate(n, n)
+        other.append(evaluated.step(n).metrics)
+    assert without_times(one) == without_times(other)
+    assert adapter_hash(plain.model) == adapter_hash(evaluated.model)
+
+
+def test_an_epoch_asks_every_question_once_in_an_order_of_its_own(build):
+    trainer = build()
+    texts = sorted(question.text for question in trainer.questions.train)
+    asked = [text for n in range(1, trainer.total_steps + 1) for text in trainer.questions_of(n)]
+    epochs = [asked[i : i + 3] for i in range(0, 12, 3)]
+    assert all(sorted(epoch) == texts for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_an_unreadable_grade_counts_for_neither_direction(build, monkeypatch):
+    trainer = build()
+    verdicts = [Verdict(3, ""), Verdict(None, "hm"), Verdict(9, ""), Verdict(6, ""), *[Verdict(None, "", retried=True)] * 4]
+    monkeypatch.setattr(trainer.judge, "grade", lambda *arguments: verdicts)
+    seen = []
+    monkeypatch.setattr(trainer, "_update", lambda n, rollout, advantages: seen.append(advantages) or real(n, rollout, advantages))
+    real = type(trainer)._update.__get__(trainer)
+    metrics = trainer.step(1).metrics
+    assert metrics["judge_invalid"] == 5 and metrics["judge_retried"] == 4
+    assert metrics["reward_mean"] == 6.0 and metrics["zero_std_groups"] == 1
+    expected = torch.tensor([-1.0, 0.0, 1.0, 0.0]) * 3 / (3 + 1e-4)
+    torch.testing.assert_close(seen[0], torch.cat([expected, torch.zeros(4)]))
+
+
+def test_evaluations_stand_at_step_0_every_part_of_an_epoch_and_the_last_step(build):
+    config = build().config
+    assert total_steps(config, 3) == 6
+    assert evaluation_steps(config, 3) == [0, 2, 3, 5, 6]
+    import dataclasses
+
+    paper = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=10, evaluations_per_epoch=2))
+    assert total_steps(paper, 90) == 450
+    steps = evaluation_steps(paper, 90)
+    assert len(steps) == 21 and steps[:4] == [0, 23, 45, 68] and steps[-1] == 450
+
+
+def test_a_prompt_longer_than_the_sequence_is_refused(build):
+    with pytest.raises(UserError, match="'Do you feel anything.' takes .* tokens .* max_sequence_length = 20"):
+        build("sampling.max_sequence_length=20")
+
+
+def test_dropout_is_on_in_the_policys_pass_alone_and_reproduces(build):
+    hashes = []
+    for _ in range(2):
+        trainer = build("lora.dropout=0.5", "optimizer.warmup=0")
+        perturb(trainer)
+        metrics = [trainer.step(n).metrics for n in (1, 2)]
+        hashes.append(adapter_hash(trainer.model))
+        assert not trainer.model.training
+    assert hashes[0] == hashes[1]
+    plain = build("optimizer.warmup=0")
+    perturb(plain)
+    assert without_times([plain.step(1).metrics])[0]["kl"] != without_times(metrics)[0]["kl"]
