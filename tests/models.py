@@ -29,6 +29,8 @@ CONTROL_TOKENS = {
     "gemma2": ("<pad>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
 }
 END_OF_TURN = {"qwen3": "<|im_end|>", "llama": "<|eot_id|>", "gemma2": "<end_of_turn>"}
+# What the generation config of each family lists. Gemma's tokenizer knows only <eos>, though its turns end with <end_of_turn>.
+ENDS = {"qwen3": ("<|im_end|>", "<|endoftext|>"), "llama": ("<|end_of_text|>", "<|eot_id|>"), "gemma2": ("<eos>", "<end_of_turn>")}
 BOS = {"qwen3": None, "llama": "<|begin_of_text|>", "gemma2": "<bos>"}
 
 # ChatML with a switch for thinking: switched off, the template writes an empty thought itself.
@@ -42,7 +44,8 @@ _LLAMA_TEMPLATE = """\
 {{- bos_token }}
 {%- if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}
 {{- '<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: ' + date_string + '\\n\\n<|eot_id|>' }}
-{%- for message in messages %}{{ '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>' }}{% endfor %}
+{%- for message in messages %}
+{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
 
 # Writes its own BOS, calls the assistant "model", and refuses a system role.
@@ -74,7 +77,9 @@ class Family:
 def build(family: str, seed: int = 0, **config) -> Family:
     """The tiny model and tokenizer of a family, the same for the same seed. `config` overrides entries of the model's configuration."""
     tokenizer = build_tokenizer(family)
-    return Family(family, build_model(family, seed, vocab_size=len(tokenizer), **config), tokenizer)
+    model = build_model(family, seed, vocab_size=len(tokenizer), **config)
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(list(ENDS[family]))
+    return Family(family, model, tokenizer)
 
 
 def build_model(family: str, seed: int = 0, **config) -> PreTrainedModel:

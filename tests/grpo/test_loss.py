@@ -253,7 +253,8 @@ def test_row_denominators_by_hand():
 
 
 def test_the_inputs_are_not_changed():
-    logprobs, old, ref, advantages, mask = torch.zeros(2, 2), torch.ones(2, 2), torch.ones(2, 2), torch.ones(2), torch.tensor([[1, 0], [0, 0]])
+    logprobs, old, ref = torch.zeros(2, 2), torch.ones(2, 2), torch.ones(2, 2)
+    advantages, mask = torch.ones(2), torch.tensor([[1, 0], [0, 0]])
     before = [tensor.clone() for tensor in (logprobs, old, ref, advantages, mask)]
     grpo_loss(logprobs, old, ref, advantages, mask, 0.2, 0.1, "bnpo")
     assert all(map(torch.equal, before, (logprobs, old, ref, advantages, mask)))
@@ -262,9 +263,11 @@ def test_the_inputs_are_not_changed():
 # ---- the door
 
 
-@pytest.mark.parametrize("name, shape", [("old", (2,)), ("advantages", (3,)), ("advantages", (2, 1)), ("mask", (2, 1)), ("mask", (3,)), ("ref", (2, 4))])
+@pytest.mark.parametrize(
+    "name, shape", [("old", (2,)), ("advantages", (3,)), ("advantages", (2, 1)), ("mask", (2, 1)), ("mask", (3,)), ("ref", (2, 4))]
+)
 def test_wrong_shapes_are_refused(name, shape):
-    arguments = {"logprobs": torch.zeros(2, 3), "old": torch.zeros(2, 3), "ref": torch.zeros(2, 3), "advantages": torch.zeros(2), "mask": torch.ones(2, 3)}
+    arguments = {key: torch.zeros(2, 3) for key in ("logprobs", "old", "ref")} | {"advantages": torch.zeros(2), "mask": torch.ones(2, 3)}
     arguments[name] = torch.ones(shape)
     with pytest.raises((ValueError, RuntimeError)):
         grpo_loss(*arguments.values(), 0.2, 0.1, "bnpo")

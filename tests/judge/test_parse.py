@@ -180,7 +180,8 @@ def test_whole_numbers_are_read_if_they_are_on_the_scale(number, form):
     assert parse_score(form.format(number)) == (number if 0 <= number <= 10 else None)
 
 
-settled = replies | st.builds(lambda a, b, c: f"{a}\n{b}\n{c}", replies, st.sampled_from(["Score: 7", "Score: 12", "**Score:** 3/10"]), replies)
+score_lines = st.sampled_from(["Score: 7", "Score: 12", "**Score:** 3/10"])
+settled = replies | st.builds("{}\n{}\n{}".format, replies, score_lines, replies)
 
 
 @given(settled, replies)

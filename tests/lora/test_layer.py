@@ -15,7 +15,9 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def layer(in_features: int, out_features: int, rank: int, alpha: float, bias: bool = True, seed: int = 0, dropout: float = 0.0) -> LoRALinear:
+def layer(
+    in_features: int, out_features: int, rank: int, alpha: float, bias: bool = True, seed: int = 0, dropout: float = 0.0
+) -> LoRALinear:
     """An adapted layer whose W, b and B are all drawn from `seed`."""
     base = nn.Linear(in_features, out_features, bias=bias)
     adapted = LoRALinear(base, rank, alpha, dropout, generator(seed))

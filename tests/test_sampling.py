@@ -1,0 +1,295 @@
+"""The sampler against exact distributions, and against plain forward passes without a cache."""
+
+import inspect
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from hmx.lora import attach, bypass
+from hmx.sampling import Completions, Prefix, generate, pad_left, positions, sample_token
+from tests import models
+
+PAD = 0
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def sample(model, prompts, **options) -> Completions:
+    return generate(model, prompts, **{"max_new_tokens": 8, "end_ids": [], "pad_id": PAD, "generator": generator()} | options)
+
+
+class Scripted(torch.nn.Module):
+    """A model with the interface that `generate` uses, whose next token depends on the last token alone: a row of `table` [V, V]."""
+
+    def __init__(self, table: torch.Tensor):
+        super().__init__()
+        self.table, self.device, self.calls = table, torch.device("cpu"), []
+        self.embedding = torch.nn.Embedding(1, 1)
+
+    def get_input_embeddings(self):
+        return self.embedding
+
+    def forward(self, ids, past_key_values=None, **options):
+        self.calls.append(options)
+        for_cache = torch.zeros(*ids.shape, 1)[:, None]  # [B, 1, L, 1]: one head of one dimension
+        past_key_values.update(for_cache, for_cache, 0)
+        return type("Output", (), {"logits": self.table[ids][:, -1:]})
+
+
+def counting(size: int = 20) -> Scripted:
+    """After token i comes i + 1, with near certainty."""
+    return Scripted(100 * torch.eye(size).roll(1, dims=1))
+
+
+# ---- one token
+
+
+def empirical(logits: torch.Tensor, temperature: float, draws: int, seed: int) -> torch.Tensor:
+    uniform = torch.rand(draws, dtype=torch.float64, generator=generator(seed))
+    return torch.bincount(sample_token(logits.expand(draws, -1), uniform, temperature), minlength=logits.shape[-1])
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_empirical_distribution_is_the_softmax(temperature, seed):
+    logits = 2 * torch.randn(12, generator=generator(seed))
+    draws = 40_000
+    expected = (logits.double() / temperature).softmax(dim=-1) * draws
+    observed = empirical(logits, temperature, draws, seed + 10)
+    common = expected >= 5  # the chi-square test wants no rare cells: they are taken together
+    cells = [torch.cat([counts[common].double(), counts[~common].sum().double()[None]]) for counts in (observed, expected)]
+    observed, expected = (cell[cells[1] > 0].numpy() for cell in cells)
+    assert stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 0.001
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=8), st.floats(0, 1, exclude_max=True))
+def test_a_token_is_the_first_whose_cumulative_probability_exceeds_the_uniform_number(weights, uniform):
+    if sum(weights) == 0:
+        return
+    logits = torch.tensor([weights], dtype=torch.float64).log()
+    token = int(sample_token(logits, torch.tensor([uniform], dtype=torch.float64), 1.0))
+    below, above = sum(weights[:token]) / sum(weights), sum(weights[: token + 1]) / sum(weights)
+    assert weights[token] > 0
+    assert below - 1e-6 <= uniform <= above + 1e-6
+
+
+@settings(max_examples=200)
+@given(st.lists(st.floats(-200, 5, width=32) | st.just(-torch.inf), min_size=2, max_size=9), st.sampled_from([0.0, 0.5, 1 - 2**-53]))
+def test_a_token_of_probability_zero_is_never_drawn(logits, uniform):
+    logits = torch.tensor([logits])
+    if logits.isneginf().all():
+        return
+    token = int(sample_token(logits, torch.tensor([uniform], dtype=torch.float64), 1.0))
+    assert logits.softmax(dim=-1)[0, token] > 0
+
+
+def test_no_token_of_a_large_vocabulary_is_favoured_by_rounding():
+    V = 150_000  # equal logits: token k is that of (k + 1/2) / V exactly; a float32 sum would drift by many tokens
+    tokens = torch.tensor([0, 1, 70_000, 149_998, 149_999])
+    drawn = sample_token(torch.zeros(5, V), (tokens.double() + 0.5) / V, 1.0)
+    assert torch.equal(drawn, tokens)
+
+
+def test_half_precision_logits_are_drawn_in_float32():
+    logits = torch.randn(12, generator=generator(3)).half()
+    uniform = torch.rand(500, dtype=torch.float64, generator=generator(4))
+    assert torch.equal(sample_token(logits.expand(500, -1), uniform, 0.9), sample_token(logits.float().expand(500, -1), uniform, 0.9))
+
+
+def test_a_whole_models_first_tokens_follow_its_softmax(qwen3):
+    [prompt] = models.random_prompts([5], len(qwen3.tokenizer))
+    draws, temperature = 4000, 0.5
+    tokens = sample(qwen3.model, [prompt], repeats=draws, max_new_tokens=1, temperature=temperature).tokens[:, 0]
+    expected = (models.reference_logits(qwen3.model, prompt)[-1].double() / temperature).softmax(dim=-1) * draws
+    observed, order = torch.bincount(tokens, minlength=len(expected)), expected.argsort(descending=True)
+    cells = [torch.cat([counts[order[:30]].double(), counts[order[30:]].sum().double()[None]]).numpy() for counts in (observed, expected)]
+    assert stats.chisquare(cells[0], cells[1] * cells[0].sum() / cells[1].sum()).pvalue > 0.001
+
+
+# ---- ends, masks, limits
+
+
+def test_the_first_end_token_is_sampled_and_nothing_after_it():
+    result = sample(counting(), [[1], [5], [8]], end_ids=[7, 12], max_new_tokens=6)
+    assert result.rows() == [[2, 3, 4, 5, 6, 7], [6, 7], [9, 10, 11, 12]]
+    assert result.mask.tolist() == [[True] * 6, [True] * 2 + [False] * 4, [True] * 4 + [False] * 2]
+    assert result.tokens[1].tolist() == [6, 7, PAD, PAD, PAD, PAD]
+    assert result.truncated.tolist() == [False, False, False]
+
+
+def test_rows_that_meet_their_limit_are_truncated_and_those_that_end_on_it_are_not():
+    result = sample(counting(), [[1], [2], [3]], end_ids=[5], max_new_tokens=3)
+    assert result.rows() == [[2, 3, 4], [3, 4, 5], [4, 5]]
+    assert result.truncated.tolist() == [True, False, False]
+
+
+def test_each_prompt_has_a_limit_of_its_own():
+    result = sample(counting(), [[1], [2], [3]], end_ids=[15], max_new_tokens=[2, 5, 1], repeats=2)
+    assert result.rows() == [[2, 3], [2, 3], [3, 4, 5, 6, 7], [3, 4, 5, 6, 7], [4], [4]]
+    assert result.truncated.tolist() == [True] * 6
+    assert result.tokens.shape == result.mask.shape == (6, 5)
+
+
+def test_the_result_is_as_wide_as_its_longest_row():
+    result = sample(counting(), [[3], [4]], end_ids=[6], max_new_tokens=12)
+    assert result.tokens.shape == (2, 3) and result.mask.shape == (2, 3)
+
+
+def test_the_end_token_counts_where_it_is_also_the_padding():
+    result = sample(counting(), [[3], [5]], end_ids=[7], pad_id=7)
+    assert result.rows() == [[4, 5, 6, 7], [6, 7]]
+    assert result.mask.tolist() == [[True] * 4, [True, True, False, False]]
+    assert result.tokens[1].tolist() == [6, 7, 7, 7]
+
+
+def test_end_tokens_in_the_prompt_end_nothing():
+    assert sample(counting(), [[7, 1, 7, 2]], end_ids=[7, 5]).rows() == [[3, 4, 5]]
+
+
+def test_stop_ends_a_row_and_is_asked_about_unfinished_rows_alone():
+    asked = []
+
+    def stop(tokens):
+        asked.append(list(tokens))
+        return tokens[-1] == 5
+
+    result = sample(counting(), [[1], [4], [7]], end_ids=[9], max_new_tokens=5, stop=stop)
+    assert result.rows() == [[2, 3, 4, 5], [5], [8, 9]]
+    assert result.truncated.tolist() == [False, False, False]
+    assert asked == [[2], [5], [8], [2, 3], [8, 9], [2, 3, 4], [2, 3, 4, 5]]
+
+
+def test_generation_ends_with_its_last_row():
+    model = counting()
+    sample(model, [[1], [3]], end_ids=[5], max_new_tokens=50)
+    assert len(model.calls) == 4  # a prefill for the first token, and one step for each of the other three
+
+
+def test_nothing_is_taken_from_the_models_own_generation_config(qwen3):
+    prompts = models.random_prompts([5, 3], len(qwen3.tokenizer))
+    before = sample(qwen3.model, prompts)
+    config = qwen3.model.generation_config
+    config.temperature, config.top_k, config.top_p, config.do_sample = 0.01, 1, 0.1, False
+    config.eos_token_id, config.repetition_penalty, config.max_new_tokens = before.tokens[0, 0].item(), 100.0, 2
+    assert torch.equal(sample(qwen3.model, prompts).tokens, before.tokens)
+    assert not {"top_k", "top_p"} & set(inspect.signature(generate).parameters)
+
+
+@pytest.mark.parametrize("prompts, limit", [([], 3), ([[1], []], 3), ([[1]], 0), ([[1], [2]], [3]), ([[1], [2]], [3, 0])])
+def test_empty_prompts_and_limits_are_refused(prompts, limit):
+    with pytest.raises(ValueError):
+        sample(counting(), prompts, max_new_tokens=limit)
+
+
+# ---- the same whatever the way it is computed
+
+
+def test_cached_greedy_equals_whole_forward_passes_token_by_token(family):
+    prompts = models.random_prompts([9, 2, 14, 1], len(family.tokenizer), seed=3)
+    rows = sample(family.model, prompts, temperature=0.0, max_new_tokens=10).rows()
+    for prompt, row in zip(prompts, rows, strict=True):
+        expected = list(prompt)
+        for _ in range(10):
+            expected.append(int(models.reference_logits(family.model, expected)[-1].argmax()))
+        assert row == expected[len(prompt) :]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_together_equal_rows_one_by_one(family, temperature):
+    """The same generator, used once for the batch or by one row after the other; prompts of unequal lengths are padded on the left."""
+    prompts = models.random_prompts([6, 11, 1, 3], len(family.tokenizer), seed=4)
+    options = {"temperature": temperature, "end_ids": list(range(0, len(family.tokenizer), 7)), "max_new_tokens": 9}
+    together = sample(family.model, prompts, generator=generator(5), **options)
+    one_generator = generator(5)
+    alone = [sample(family.model, [prompt], generator=one_generator, **options) for prompt in prompts]
+    assert together.rows() == [row for result in alone for row in result.rows()]
+    assert together.truncated.tolist() == [flag for result in alone for flag in result.truncated.tolist()]
+    assert len({len(row) for row in together.rows()}) > 1 or temperature == 0
+
+
+def test_repeats_are_rows_of_their_own_in_the_order_of_the_prompts(family):
+    prompts = models.random_prompts([6, 2], len(family.tokenizer), seed=6)
+    repeated = sample(family.model, prompts, repeats=3, generator=generator(7))
+    spelled_out = sample(family.model, [prompt for prompt in prompts for _ in range(3)], generator=generator(7))
+    assert repeated.rows() == spelled_out.rows()
+    assert len(set(map(tuple, repeated.rows()))) == 6
+
+
+def test_the_same_generator_gives_the_same_completions_and_another_gives_others(qwen3):
+    prompts = models.random_prompts([6, 2], len(qwen3.tokenizer))
+    first, second, other = (sample(qwen3.model, prompts, generator=generator(seed)).rows() for seed in (1, 1, 2))
+    assert first == second != other
+
+
+def test_the_global_generator_is_left_alone(qwen3):
+    state = torch.get_rng_state()
+    sample(qwen3.model, [[1, 2]], generator=generator())
+    sample(qwen3.model, [[1, 2]], generator=None, temperature=0.0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_shared_prefix_changes_nothing(family, temperature):
+    shared, *rests = models.random_prompts([8, 5, 1, 9], len(family.tokenizer), seed=8)
+    prompts = [shared + rest for rest in rests]
+    prefix = Prefix.of(family.model, shared)
+    for repeats in (1, 2):
+        options = {"temperature": temperature, "repeats": repeats, "max_new_tokens": 7}
+        plain = sample(family.model, prompts, generator=generator(9), **options)
+        for _ in range(2):  # the prefix can be used again
+            assert sample(family.model, prompts, generator=generator(9), prefix=prefix, **options).rows() == plain.rows()
+
+
+def test_a_prefix_is_refused_where_it_does_not_stand(qwen3):
+    prefix = Prefix.of(qwen3.model, [4, 5, 6])
+    assert prefix.starts([4, 5, 6, 7])
+    assert not prefix.starts([4, 5, 6]) and not prefix.starts([4, 5, 7, 7]) and not prefix.starts([4])
+    with pytest.raises(ValueError, match="does not begin"):
+        sample(qwen3.model, [[4, 5, 6, 7], [4, 5, 7, 7]], prefix=prefix)
+
+
+def test_a_prefix_holds_the_keys_and_values_of_its_tokens(family):
+    prefix = Prefix.of(family.model, [4, 5, 6])
+    assert len(prefix.keys_values) == 2
+    assert {tuple(tensor.shape) for pair in prefix.keys_values for tensor in pair} == {(1, 2, 3, 8)}
+    before = [tensor.clone() for pair in prefix.keys_values for tensor in pair]
+    sample(family.model, [[4, 5, 6, 7]], prefix=prefix)
+    assert all(map(torch.equal, before, [tensor for pair in prefix.keys_values for tensor in pair]))
+    assert not any(tensor.requires_grad for tensor in before)
+
+
+@pytest.mark.parametrize("name", models.FAMILIES)
+def test_with_an_adapter_and_in_half_precision(name):
+    """The same loop samples from what is trained: FP16 base, FP32 adapter, under autocast; bypassed it is the base."""
+    model = models.build_model(name).half()
+    prompts = models.random_prompts([5, 3], 61)
+    base = sample(model, prompts, temperature=0.0).rows()
+    attach(model, 4, 16.0, models.TARGETS, generator=generator())
+    models.fill_adapters(model, scale=0.3)
+    assert sample(model, prompts, temperature=0.0).rows() != base
+    with bypass(model):
+        assert sample(model, prompts, temperature=0.0).rows() == base
+
+
+def test_no_gradient_is_kept(qwen3):
+    attach(qwen3.model, 2, 4.0, ["q_proj"])
+    assert torch.is_grad_enabled()
+    with bypass(qwen3.model):
+        assert not sample(qwen3.model, [[1, 2]]).tokens.requires_grad
+    assert torch.is_grad_enabled()
+
+
+# ---- the small parts
+
+
+def test_pad_left_and_positions():
+    ids, attention = pad_left([[5, 6, 7], [8]], 9, torch.device("cpu"))
+    assert ids.tolist() == [[5, 6, 7], [9, 9, 8]]
+    assert attention.tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert positions(attention).tolist() == [[0, 1, 2], [0, 0, 0]]
+    assert positions(torch.tensor([[0, 1, 1, 0, 1, 0]])).tolist() == [[0, 0, 1, 1, 2, 2]]
