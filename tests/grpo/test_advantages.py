@@ -27,8 +27,9 @@ def slow_advantages(rewards: list[list[float]], valid: list[list[bool]], eps: fl
 
 
 @st.composite
-def graded_groups(draw, rewards=st.integers(0, 10).map(float) | st.floats(-10, 10, width=32)):
-    """Rewards [P, G] and which of them are valid."""
+def graded_groups(draw):
+    """Rewards [P, G], grades or any numbers, and which of them are valid."""
+    rewards = st.integers(0, 10).map(float) | st.floats(-10, 10, width=32)
     prompts, completions = draw(st.integers(1, 4)), draw(st.integers(1, 6))
 
     def matrix(elements):

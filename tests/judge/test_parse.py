@@ -155,11 +155,31 @@ def test_replies_from_real_life(text, grade):
     assert type(parse_score(text)) is type(grade)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Score: ½",
+        "Score: ⅞",  # NFKC makes them 1⁄2 and 7⁄8, with a fraction slash
+        "Score: 1,000",
+        "Score: 10%",
+        "Score: 4 / 5.0",
+        "Score: 8 out of 10.5",
+        "Score: 7~8",
+        "Score: 7\u20118",  # a non-breaking hyphen, which NFKC makes a U+2010
+        "Score: \u20117",
+        "Score: 7 to 8",
+    ],
+)
+@pytest.mark.xfail(strict=True, reason="fractions, other scales and ranges in these spellings are read as their first number")
+def test_fractions_other_scales_and_ranges_in_rarer_spellings(text):
+    assert parse_score(text) is None
+
+
 # Replies are drawn from the pieces that matter to a parser, so that near misses are common.
 pieces = st.sampled_from(
     [*"0123456789", "10", "Score", "score:", "Score: ", "Score: 7", "Final ", ":", "：", "=", "\n", "\r", "\r\n", "\x0b", "\u2028", "\x85"]
-    + [" ", "\t", "\u00a0", "/", " / ", "/10", " out of ", "10", ".", ",", ".5", "-", "−", "–", "+", "*", "**", "_", "th", "x", "\u0301", "\u0338"]
-    + ["\u200d", "½", "²", "⑦", "٧", "７", "Ｓ", "\ufeff", "😀", "\x00", "<", "]", '"', "{", "}"]
+    + [" ", "\t", "\u00a0", "/", " / ", "/10", " out of ", "10", ".", ",", ".5", "-", "−", "–", "+", "*", "**", "_", "th", "x"]
+    + ["\u0301", "\u0338", "\u200d", "½", "²", "⑦", "٧", "７", "Ｓ", "\ufeff", "😀", "\x00", "<", "]", '"', "{", "}"]
 )
 replies = st.lists(pieces, max_size=12).map("".join) | st.text(max_size=40)
 

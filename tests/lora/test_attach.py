@@ -229,3 +229,10 @@ def test_adapters_finds_only_adapters():
     assert adapters(model) == {} and adapter_parameters(model) == []
     model.inner = LoRALinear(model.inner, 1, 1.0)
     assert adapters(model) == {"inner": model.inner}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_fresh_layer_is_in_the_mode_of_the_model(training):
+    model = models.build_model("qwen3").train(training)
+    attach(model, 4, 16.0, ["q_proj"], dropout=0.5)
+    assert {layer.dropout.training for layer in adapters(model).values()} == {training}

@@ -265,3 +265,28 @@ def test_a_model_without_adapter_has_nothing_to_save(tmp_path):
     with pytest.raises(ValueError, match="no adapter"):
         save_adapter(models.build_model("qwen3"), tmp_path, "base")
     assert list(tmp_path.iterdir()) == []
+
+
+NONSENSE = {
+    "r": [0, -1, 4.7, float("inf")],
+    "lora_alpha": [float("inf")],
+    "lora_dropout": ["some", 2],
+    "target_modules": [[1]],
+}
+
+
+@pytest.mark.xfail(strict=True, reason="these values end in another exception than UserError, or are taken as they are")
+@pytest.mark.parametrize("key, value", [(key, value) for key, values in NONSENSE.items() for value in values])
+def test_nonsense_in_the_config_is_refused_in_a_sentence(folder, key, value):
+    change_config(folder, **{key: value})
+    with pytest.raises(UserError):
+        load_adapter(models.build_model("qwen3"), folder)
+
+
+@pytest.mark.xfail(strict=True, reason="attach freezes the base, and detach does not thaw it")
+def test_a_refused_adapter_leaves_the_base_trainable_as_it_was(folder):
+    drop_a_tensor(folder)
+    model = models.build_model("qwen3")
+    with pytest.raises(UserError):
+        load_adapter(model, folder)
+    assert all(parameter.requires_grad for parameter in model.parameters())
