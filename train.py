@@ -5,7 +5,7 @@ import os
 import sys
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Trains a LoRA adapter with GRPO on grades that the same model, its adapter switched off, gives to its own answers.",
         epilog="A run is kept in runs/<config name>/<direction>-seed<seed>/. Ctrl-C saves; the same command with --resume goes on. "
@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one key of the config; may be repeated")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run; start it if there is none, leave it if it is finished")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config, the steps and an estimate of memory; load no weights")
-    arguments = parser.parse_args()
+    given = parser.parse_args(arguments)
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from hmx.errors import UserError  # imported late, so that --help answers at once
@@ -25,17 +25,17 @@ def main() -> int:
     try:
         from hmx.config import load_config
 
-        shortcuts = [f'run.direction="{arguments.direction}"'] if arguments.direction else []
-        shortcuts += [f"run.seed={arguments.seed}"] if arguments.seed is not None else []
-        config = load_config(arguments.config, [*arguments.set, *shortcuts])
-        if arguments.dry_run:
+        shortcuts = [f'run.direction="{given.direction}"'] if given.direction else []
+        shortcuts += [f"run.seed={given.seed}"] if given.seed is not None else []
+        config = load_config(given.config, [*given.set, *shortcuts])
+        if given.dry_run:
             from hmx.plan import describe
 
             print(describe(config))
             return 0
         from hmx.study import train_run
 
-        run = train_run(config, arguments.resume)
+        run = train_run(config, given.resume)
         return 0 if run.finished else 130
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -254,7 +254,7 @@ def _checked(option: dataclasses.Field, value: Any, where: str) -> Any:
     if kind is tuple:
         item = type(option.default[0])
         if not isinstance(value, list) or not value or not all(_is(item, part) for part in value):
-            raise UserError(f"{where} must be a list of {_NAMES[item]} and not empty, not {value!r}.")
+            raise UserError(f"{where} must be a list of {_PLURAL[item]} and not empty, not {value!r}.")
         if item is float and len(value) != len(option.default):
             raise UserError(f"{where} must hold {len(option.default)} numbers, not {len(value)}.")
         return tuple(item(part) for part in value)
@@ -275,6 +275,7 @@ def _checked(option: dataclasses.Field, value: Any, where: str) -> Any:
     return value
 
 
+_PLURAL = {str: "texts", float: "numbers"}
 _NAMES = {str: "a text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
 
 

@@ -65,6 +65,8 @@ def _source(path: str) -> dict:
 @functools.cache
 def _hub_is_reachable() -> bool:
     """Asked once, since the hub's own client tries six times over half a minute before it gives up."""
+    if constants.HF_HUB_OFFLINE:
+        return False
     if urllib.request.getproxies():
         return True
     endpoint = urlsplit(constants.ENDPOINT)

@@ -1,6 +1,5 @@
 """From a config to a trained run: everything is put together here, and nowhere else."""
 
-import json
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ import transformers
 from tqdm import tqdm
 
 from hmx.config import Config, resolve
-from hmx.errors import UserError
 from hmx.grpo.trainer import Trainer, evaluation_steps
 from hmx.judge import Rubric, SelfJudge
 from hmx.lora import adapter_hash, attach

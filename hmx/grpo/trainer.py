@@ -71,7 +71,8 @@ class Trainer:
             initial_scale=config.optimizer.initial_loss_scale,
         )
         if config.train.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable  # its name until 5.22
+            enable({"use_reentrant": False})
         for question in (*questions.train, *questions.held_out):
             length = len(encode_question(tokenizer, question.text))
             if config.completion_limit(length) < 1:
@@ -141,7 +142,7 @@ class Trainer:
                     logprobs, old[i], reference[i], advantages[rows], batch.mask, grpo.clip_eps, grpo.beta, grpo.aggregation, denominators[rows]
                 )
                 self.optimizer.backward(loss.loss)
-                total += float(loss.loss)
+                total += float(loss.loss.detach())
                 if repeat == 0:
                     old[i] = logprobs.detach()
                     token_kl[rows, : batch.completion_length] = loss.token_kl

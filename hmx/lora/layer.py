@@ -31,6 +31,7 @@ class LoRALinear(nn.Module):
         self.rank, self.alpha, self.scaling = rank, alpha, alpha / rank
         self.enabled = True
         self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+        self.train(base.training)  # a new module is in training mode, and dropout would be on while sampling
         # Kaiming-uniform with a = sqrt(5), as in nn.Linear and PEFT, is uniform in ±1/sqrt(in). Drawn on the CPU: the same on every device.
         bound = 1 / math.sqrt(base.in_features)
         initial = torch.empty(rank, base.in_features).uniform_(-bound, bound, generator=generator)

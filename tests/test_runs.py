@@ -1,0 +1,179 @@
+"""A run's folder: what it holds, how a run goes on, and what can be wrong with it."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hmx import study
+from hmx.config import load_config
+from hmx.errors import UserError
+from hmx.lora import adapter_hash, load_adapter
+from hmx.runs import Run
+from hmx.study import train_run
+from tests.small_run import LengthJudge, small_config, without_times
+
+ANY_STEP = {"epoch", "reward_mean", "reward_std", "zero_std_groups", "judge_invalid", "kl", "loss", "grad_norm", "loss_scale", "skipped"}
+ANY_STEP |= {"completion_tokens", "truncated", "seconds", "seconds_sampling", "seconds_judging", "seconds_training"}
+
+
+@pytest.fixture(autouse=True)
+def known_grades(monkeypatch):
+    monkeypatch.setattr(study, "SelfJudge", LengthJudge)
+
+
+def interrupted(config, after: int, monkeypatch):
+    """A run that is asked to stop during step `after`."""
+    real = study.Trainer.step
+
+    def step(trainer, n):
+        record = real(trainer, n)
+        if n == after:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGINT)
+        return record
+
+    monkeypatch.setattr(study.Trainer, "step", step)
+    run = train_run(config)
+    monkeypatch.setattr(study.Trainer, "step", real)
+    return run
+
+
+def test_a_run_leaves_its_config_its_metrics_its_samples_and_a_checkpoint_for_each_evaluation(tmp_path):
+    config = small_config(tmp_path)
+    run = train_run(config)
+    assert run.folder == tmp_path / "runs" / "small" / "forward-seed0"
+    assert load_config(run.folder / "config.toml") == config
+    steps, evaluations = run.records(kind="step"), run.records(kind="eval")
+    assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in evaluations] == [0, 2, 3, 5, 6] == run.steps()
+    assert all(ANY_STEP <= set(record) for record in steps)
+    assert all({"eval_reward", "eval_kl", "step", "epoch"} <= set(record) for record in evaluations)
+    assert evaluations[0]["eval_kl"] == 0.0
+    samples = run.records("samples.jsonl")
+    assert len(samples) == 6 * 8 + 5 * 4
+    assert {"kind", "step", "question", "answer", "grade", "judge"} <= set(samples[0])
+    assert run.finished and run.info["versions"]["torch"] == torch.__version__
+    states = [step for step in run.steps() if (run.checkpoint(step) / "training_state.safetensors").exists()]
+    assert states == [6]
+    assert not list(run.folder.rglob("*.tmp"))
+
+
+def test_the_same_command_twice_gives_bitwise_the_same(tmp_path):
+    one = train_run(small_config(tmp_path, "run.name=one"))
+    other = train_run(small_config(tmp_path, "run.name=other"))
+    assert without_times(one.records()) == without_times(other.records())
+    assert one.records("samples.jsonl") == other.records("samples.jsonl")
+    for step in one.steps():
+        ours, theirs = (load_file(run.checkpoint(step) / "adapter_model.safetensors") for run in (one, other))
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_forward_and_reverse_of_a_seed_start_from_the_same_adapter_and_other_seeds_do_not(tmp_path):
+    hashes = {
+        (direction, seed): train_run(small_config(tmp_path, f"run.direction={direction}", f"run.seed={seed}", "train.epochs=1"))
+        .info["initial_adapter"]
+        for direction in ("forward", "reverse")
+        for seed in (0, 1)
+    }
+    assert hashes["forward", 0] == hashes["reverse", 0] != hashes["forward", 1] == hashes["reverse", 1]
+
+
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, after):
+    whole = train_run(small_config(tmp_path, "run.name=whole"))
+    config = small_config(tmp_path, "run.name=parts")
+    parts = interrupted(config, after, monkeypatch)
+    assert not parts.finished and parts.info["status"] == "interrupted" and parts.latest_step() == after
+    resumed = train_run(config, resume=True)
+    assert resumed.finished
+    assert without_times(whole.records()) == without_times(resumed.records())
+    assert whole.records("samples.jsonl") == resumed.records("samples.jsonl")
+    ours, theirs = (load_file(run.checkpoint(6) / "adapter_model.safetensors") for run in (whole, resumed))
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_an_fp16_run_goes_on_with_its_loss_scale(tmp_path, monkeypatch):
+    overrides = ("model.precision=fp16", "optimizer.initial_loss_scale=1e12")
+    whole = train_run(small_config(tmp_path, "run.name=whole", *overrides))
+    config = small_config(tmp_path, "run.name=parts", *overrides)
+    interrupted(config, 3, monkeypatch)
+    resumed = train_run(config, resume=True)
+    scales = [record["loss_scale"] for record in whole.records(kind="step")]
+    assert scales[0] > scales[-1]
+    assert without_times(whole.records()) == without_times(resumed.records())
+
+
+def test_what_was_written_after_the_last_checkpoint_is_taken_back(tmp_path, monkeypatch):
+    """As after a power cut: lines beyond the checkpoint, the last one cut off."""
+    whole = train_run(small_config(tmp_path, "run.name=whole"))
+    config = small_config(tmp_path, "run.name=parts")
+    run = interrupted(config, 2, monkeypatch)
+    run.append("metrics.jsonl", [{"kind": "step", "step": 3, "reward_mean": 99.0}])
+    with open(run.folder / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "step", "st')
+    run.note(status="running")
+    assert without_times(train_run(config, resume=True).records()) == without_times(whole.records())
+
+
+def test_a_finished_run_is_left_alone(tmp_path, capsys):
+    config = small_config(tmp_path)
+    run = train_run(config)
+    before = (run.folder / "metrics.jsonl").read_bytes()
+    assert train_run(config, resume=True).finished
+    assert "finished already" in capsys.readouterr().out
+    assert (run.folder / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(UserError, match="is finished; add --resume"):
+        train_run(config)
+
+
+def test_an_interrupted_run_is_not_overwritten(tmp_path, monkeypatch):
+    config = small_config(tmp_path)
+    interrupted(config, 3, monkeypatch)
+    with pytest.raises(UserError, match="was interrupted after step 3; add --resume"):
+        train_run(config)
+
+
+def test_a_folder_of_another_config_is_refused_by_the_key_that_differs(tmp_path):
+    train_run(small_config(tmp_path))
+    with pytest.raises(UserError, match=r"belongs to another config \(there rank = 2, here rank = 3\)"):
+        train_run(small_config(tmp_path, "lora.rank=3"), resume=True)
+
+
+def test_a_broken_training_state_gets_its_sentence(tmp_path, monkeypatch):
+    config = small_config(tmp_path)
+    run = interrupted(config, 3, monkeypatch)
+    (run.checkpoint(3) / "training_state.safetensors").write_bytes(b"no")
+    with pytest.raises(UserError, match="training_state.safetensors can't be read"):
+        train_run(config, resume=True)
+
+
+def test_a_folder_without_a_run_gets_its_sentence(tmp_path):
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        Run.read(tmp_path)
+
+
+def test_a_checkpoint_is_an_adapter_like_any_other(tmp_path):
+    config = small_config(tmp_path)
+    run = train_run(config)
+    trainer = study.build_trainer(config)
+    fresh = adapter_hash(trainer.model)
+    load_adapter(trainer.model, run.checkpoint(0))
+    assert adapter_hash(trainer.model) == fresh == run.info["initial_adapter"]
+    load_adapter(trainer.model, run.checkpoint(6))
+    assert adapter_hash(trainer.model) != fresh
+    settings = json.loads((run.checkpoint(6) / "adapter_config.json").read_text())
+    assert settings["peft_type"] == "LORA" and settings["r"] == 2 and settings["base_model_name_or_path"] == config.model.path
+
+
+def test_a_forward_run_may_end_some_evaluations_after_the_threshold(tmp_path):
+    overrides = ("selection.threshold=0.5", "train.stop_after_threshold=2")
+    run = train_run(small_config(tmp_path, *overrides))
+    rewards = [record["eval_reward"] for record in run.records(kind="eval")]
+    first = next(i for i, reward in enumerate(rewards) if reward > 0.5)
+    assert run.finished and len(rewards) == first + 3 < 5
+    reverse = train_run(small_config(tmp_path, *overrides, "run.direction=reverse"))
+    assert len(reverse.records(kind="eval")) == 5
