@@ -6,9 +6,10 @@ import sys
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Looks through the runs, selects checkpoints by evaluation reward and KL, and shows for every seed that was trained in both "
-        "directions its curves and the answers of base, forward and reverse to the held-out questions, with their grades.",
-        epilog="Reads only what training wrote down; no model is loaded. Pictures and Markdown are put beside the runs.",
+        description="Looks through the runs, selects checkpoints by evaluation reward and KL, and shows for every seed "
+        "that was trained in both directions its curves and the answers of base, forward and reverse to the held-out "
+        "questions, with their grades.",
+        epilog="Reads only what training wrote down; no model is loaded. Pictures and Markdown go beside the runs.",
     )
     parser.add_argument("--runs", default="runs", metavar="FOLDER", help="where the runs are (default: runs)")
     given = parser.parse_args(arguments)

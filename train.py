@@ -7,16 +7,37 @@ import sys
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Trains a LoRA adapter with GRPO on grades that the same model, its adapter switched off, gives to its own answers.",
-        epilog="A run is kept in runs/<config name>/<direction>-seed<seed>/. Ctrl-C saves; the same command with --resume goes on. "
-        "Start with configs/tiny.toml, which needs no download and no GPU.",
+        description="Trains a LoRA adapter with GRPO on grades that the same model, its adapter switched off, gives to "
+        "its own answers.",
+        epilog="A run is kept in runs/<config name>/<direction>-seed<seed>/. Ctrl-C saves; the same command with "
+        "--resume goes on. Start with configs/tiny.toml, which needs no download and no GPU.",
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="a TOML file; those in configs/ explain every key")
-    parser.add_argument("--direction", choices=("forward", "reverse"), help="toward higher grades or toward lower ones (run.direction)")
-    parser.add_argument("--seed", type=int, metavar="N", help="forward and reverse of one seed start from the same adapter (run.seed)")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one key of the config; may be repeated")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run; start it if there is none, leave it if it is finished")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config, the steps and an estimate of memory; load no weights")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="a TOML file; those in configs/ explain every key"
+    )
+    parser.add_argument(
+        "--direction", choices=("forward", "reverse"), help="toward higher grades or toward lower ones (run.direction)"
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="forward and reverse of one seed start from the same adapter (run.seed)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change one key of the config; may be repeated",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an interrupted run; start it if there is none, leave it if it is finished",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved config, the steps and an estimate of memory; load no weights",
+    )
     given = parser.parse_args(arguments)
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,8 +1,8 @@
 """A run's configuration: a TOML file, checked at the door, as frozen dataclasses.
 
-Every key has a type, a range, a default and a line that says what it does. A key that is not in the file takes its default; a key that
-does not exist is an error which names the nearest one that does. Deep code never sees this module: it is given plain values.
-"""
+Every key has a type, a range, a default and a line that says what it does. A key that is not in the file takes its
+default; a key that does not exist is an error which names the nearest one that does. Deep code never sees this module:
+it is given plain values."""
 
 import dataclasses
 import difflib
@@ -76,11 +76,15 @@ class JudgeConfig:
     """The grader: the same model with its adapter switched off."""
 
     prompt_file: str = key("data/rubric.toml")
-    """The rubric: the key `prompt` of a TOML file, or any other file's whole text verbatim, with {question} and {answer}."""
+    """The rubric: the key `prompt` of a TOML file, or any other file's whole text verbatim, with {question} and
+    {answer}.
+    """
     max_new_tokens: int = key(64, least=1)
     """The most that the judge may write for one grade."""
     stop_after_score: bool = key(True)
-    """End a reply when its score line is complete, which cannot change the grade. false keeps the judge's reasons, and their price."""
+    """End a reply when its score line is complete, which cannot change the grade. false keeps the judge's reasons, and
+    their price.
+    """
 
 
 @dataclass(frozen=True)
@@ -104,13 +108,17 @@ class GrpoConfig:
     completions_per_prompt: int = key(4, least=2)
     """G: answers to each question, the group in which they are compared."""
     prompts_per_microbatch: int = key(1, least=1)
-    """How many groups go through a training pass at once. Gradients accumulate over the step; only memory and speed depend on it."""
+    """How many groups go through a training pass at once. Gradients accumulate over the step; only memory and speed
+    depend on it.
+    """
     beta: float = key(0.001, least=0)
     """Weight of the KL divergence from the base model."""
     clip_eps: float = key(0.2, above=0, below=1)
     """The ratio of new to old policy is clipped to 1 ± clip_eps."""
     updates_per_rollout: int = key(1, least=1)
-    """mu: optimizer steps on the same answers. With 1 the policy that is trained is the one that sampled, and the ratio is 1."""
+    """mu: optimizer steps on the same answers. With 1 the policy that is trained is the one that sampled, and the ratio
+    is 1.
+    """
     aggregation: str = key("bnpo", choices=("bnpo", "grpo", "dr_grpo"))
     """How token losses become one: mean over a group's tokens, per-completion mean, or a constant denominator."""
 
@@ -134,7 +142,9 @@ class OptimizerConfig:
     max_grad_norm: float = key(1.0, above=0)
     """The gradient of A and B together is scaled down to this norm if it is longer."""
     initial_loss_scale: float = key(65536.0, least=1)
-    """FP16 only: what the loss is multiplied by at first. It halves whenever a gradient overflows (that step is skipped and counted)."""
+    """FP16 only: what the loss is multiplied by at first. It halves whenever a gradient overflows (that step is skipped
+    and counted).
+    """
 
 
 @dataclass(frozen=True)
@@ -150,9 +160,13 @@ class TrainConfig:
     stop_after_threshold: int = key(0, least=0)
     """End a forward run this many evaluations after its reward passed selection.threshold; 0 never."""
     gradient_checkpointing: bool = key(False)
-    """Compute each layer's activations again on the way back: less memory, about a third more time in the training pass."""
+    """Compute each layer's activations again on the way back: less memory, about a third more time in the training
+    pass.
+    """
     world: str = key("", choices=("", "tiny"))
-    """"tiny": the embedded model's world, whose truth is known, grades the answers of every step and evaluation too, beside the judge."""
+    """"tiny": the embedded model's world, whose truth is known, grades the answers of every step and evaluation too,
+    beside the judge.
+    """
 
 
 @dataclass(frozen=True)
@@ -211,7 +225,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             raise UserError(f"--set {override!r} is not of the form section.key=value, as in --set train.epochs=3.")
         changed = _config({section: {option: _value(text.strip())}}, f"--set {override}")
         value = getattr(getattr(changed, section), option)
-        config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{option: value})})
+        config = dataclasses.replace(
+            config, **{section: dataclasses.replace(getattr(config, section), **{option: value})}
+        )
     _check_together(config)
     return config
 
@@ -228,7 +244,9 @@ def to_toml(config: Config) -> str:
 
 
 def resolve(path: str) -> Path:
-    """A path from a config: as it is if something is there, seen from the working directory; else seen from the project's own folder."""
+    """A path from a config: as it is if something is there, seen from the working directory; else seen from the
+    project's own folder.
+    """
     return Path(path) if Path(path).exists() or not (PROJECT / path).exists() else PROJECT / path
 
 
@@ -244,7 +262,12 @@ def _config(raw: dict, where: str) -> Config:
         for option in content:
             if option not in options:
                 raise UserError(f"{where}: there is no key {name}.{option}{_nearest(option, options)}.")
-        values[name] = sections[name](**{option: _checked(options[option], value, f"{where}: {name}.{option}") for option, value in content.items()})
+        values[name] = sections[name](
+            **{
+                option: _checked(options[option], value, f"{where}: {name}.{option}")
+                for option, value in content.items()
+            }
+        )
     return Config(**values)
 
 
@@ -263,7 +286,10 @@ def _checked(option: dataclasses.Field, value: Any, where: str) -> Any:
     value = kind(value)
     limits = option.metadata
     if "choices" in limits and value not in limits["choices"]:
-        raise UserError(f"{where} must be one of {', '.join(map(repr, limits['choices']))}, not {value!r}{_nearest(value, limits['choices'])}.")
+        raise UserError(
+            f"{where} must be one of {', '.join(map(repr, limits['choices']))}, not "
+            f"{value!r}{_nearest(value, limits['choices'])}."
+        )
     for limit, holds, words in (
         ("least", lambda bound: value >= bound, "at least"),
         ("most", lambda bound: value <= bound, "at most"),
@@ -286,7 +312,9 @@ def _is(kind: type, value: Any) -> bool:
 
 
 def _value(text: str) -> Any:
-    """An override's value, read as TOML; what is not TOML is a text, so that --set model.path=some/folder needs no quotes."""
+    """An override's value, read as TOML; what is not TOML is a text, so that --set model.path=some/folder needs no
+    quotes.
+    """
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -304,7 +332,8 @@ def _check_together(config: Config) -> None:
         raise UserError(f"optimizer.betas must lie in [0, 1), not {list(config.optimizer.betas)}.")
     if config.grpo.prompts_per_step % config.grpo.prompts_per_microbatch:
         raise UserError(
-            f"grpo.prompts_per_step = {config.grpo.prompts_per_step} must be a multiple of grpo.prompts_per_microbatch = "
+            f"grpo.prompts_per_step = {config.grpo.prompts_per_step} must be a multiple of "
+            "grpo.prompts_per_microbatch = "
             f"{config.grpo.prompts_per_microbatch}, so that every micro-batch is full."
         )
     if "/" in config.run.name or config.run.name in (".", ".."):

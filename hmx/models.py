@@ -25,7 +25,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"model.device = {name!r} can't be used here ({str(error).splitlines()[0]}); try auto or cpu.") from None
+        raise UserError(
+            f"model.device = {name!r} can't be used here ({str(error).splitlines()[0]}); try auto or cpu."
+        ) from None
     return device
 
 
@@ -89,8 +91,14 @@ def _one_sentence_for(path: str):
                 f"The folder {path} holds no model that transformers can load from safetensors ({reason}); "
                 "it needs config.json, the tokenizer's files and *.safetensors."
             ) from None
-        what = "the hub has none for you under this name (is it gated?)" if _hub_is_reachable() else "the hub can't be reached"
+        what = (
+            "the hub has none for you under this name (is it gated?)"
+            if _hub_is_reachable()
+            else "the hub can't be reached"
+        )
         raise UserError(
-            f"The model {path!r} is neither a local folder nor in the cache, and {what}; download it while online (after logging in, if it is "
-            "gated), point model.path at a folder that holds it, or train the embedded model with --config configs/tiny.toml."
+            f"The model {path!r} is neither a local folder nor in the cache, and {what}; download it while online "
+            "(after logging in, if it is "
+            "gated), point model.path at a folder that holds it, or train the embedded model with --config "
+            "configs/tiny.toml."
         ) from None

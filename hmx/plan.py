@@ -49,7 +49,9 @@ class Estimate:
 
 
 def architecture(path: str) -> PreTrainedConfig:
-    """The shapes of a model: its own config if it can be had, else those that the project keeps for the paper's five models."""
+    """The shapes of a model: its own config if it can be had, else those that the project keeps for the paper's five
+    models.
+    """
     try:
         return model_config(path)
     except UserError:
@@ -62,9 +64,9 @@ def architecture(path: str) -> PreTrainedConfig:
 def estimate(config: Config, prompt: int, completion: int) -> Estimate:
     """What `config` needs when its prompts have `prompt` tokens and its answers `completion`.
 
-    A layer's activations are counted in multiples of the residual stream, the attention heads and the gated MLP, as the tensors that autograd keeps for the
-    adapted layers: inputs of each projection, what lies between A and B, normalised copies, and the gate's product.
-    """
+    A layer's activations are counted in multiples of the residual stream, the attention heads and the gated MLP, as the
+    tensors that autograd keeps for the adapted layers: inputs of each projection, what lies between A and B, normalised
+    copies, and the gate's product."""
     shapes = architecture(config.model.path)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shapes, dtype=DTYPES[config.model.precision])
@@ -72,7 +74,10 @@ def estimate(config: Config, prompt: int, completion: int) -> Estimate:
     trainable = sum(parameter.numel() for parameter in adapter_parameters(model))
     base = sum(parameter.numel() for parameter in model.parameters()) - trainable
     size = DTYPES[config.model.precision].itemsize
-    heads, kv_heads = shapes.num_attention_heads, getattr(shapes, "num_key_value_heads", None) or shapes.num_attention_heads
+    heads, kv_heads = (
+        shapes.num_attention_heads,
+        getattr(shapes, "num_key_value_heads", None) or shapes.num_attention_heads,
+    )
     head_dim = getattr(shapes, "head_dim", None) or shapes.hidden_size // heads
 
     grpo = config.grpo
@@ -81,9 +86,21 @@ def estimate(config: Config, prompt: int, completion: int) -> Estimate:
     kv_cache = 2 * shapes.num_hidden_layers * kv_heads * head_dim * length * rows * size
     tokens = grpo.prompts_per_microbatch * grpo.completions_per_prompt * length
     per_layer = 8 * shapes.hidden_size + 4 * (heads + kv_heads) * head_dim + 5 * shapes.intermediate_size
-    layers = shapes.num_hidden_layers * shapes.hidden_size + per_layer if config.train.gradient_checkpointing else shapes.num_hidden_layers * per_layer
+    layers = (
+        shapes.num_hidden_layers * shapes.hidden_size + per_layer
+        if config.train.gradient_checkpointing
+        else shapes.num_hidden_layers * per_layer
+    )
     chunk = min(256, tokens)
-    return Estimate(base + trainable, trainable, base * size, 16 * trainable, kv_cache, tokens * layers * size, 3 * 4 * chunk * shapes.vocab_size)
+    return Estimate(
+        base + trainable,
+        trainable,
+        base * size,
+        16 * trainable,
+        kv_cache,
+        tokens * layers * size,
+        3 * 4 * chunk * shapes.vocab_size,
+    )
 
 
 def describe(config: Config) -> str:
@@ -91,19 +108,27 @@ def describe(config: Config) -> str:
     questions = Questions.load(resolve(config.data.questions))
     steps, evaluations = total_steps(config, len(questions.train)), evaluation_steps(config, len(questions.train))
     grpo = config.grpo
-    longest = max(len(question.text) for question in (*questions.train, *questions.held_out)) // 3 + 32  # tokens, with the template around it
+    longest = (
+        max(len(question.text) for question in (*questions.train, *questions.held_out)) // 3 + 32
+    )  # tokens, with the template around it
     limit = config.completion_limit(longest)
     if limit < 1:
-        raise UserError(f"The longest question leaves no room for an answer within sampling.max_sequence_length = {config.sampling.max_sequence_length}.")
+        raise UserError(
+            "The longest question leaves no room for an answer within sampling.max_sequence_length = "
+            f"{config.sampling.max_sequence_length}."
+        )
     typical = estimate(config, longest, min(TYPICAL_ANSWER, limit))
     most = estimate(config, longest, limit)
     lines = [
         to_toml(config),
         f"Run         {config.run_folder}",
-        f"Parameters  {typical.trainable:,} trainable (rank {config.lora.rank}) beside {typical.parameters - typical.trainable:,} frozen ones",
-        f"Steps       {steps}: {config.train.epochs} epochs of {len(questions.train)} questions, {grpo.prompts_per_step} questions × "
+        f"Parameters  {typical.trainable:,} trainable (rank {config.lora.rank}) beside "
+        f"{typical.parameters - typical.trainable:,} frozen ones",
+        f"Steps       {steps}: {config.train.epochs} epochs of {len(questions.train)} questions, "
+        f"{grpo.prompts_per_step} questions × "
         f"{grpo.completions_per_prompt} answers a step",
-        f"Evaluations {len(evaluations)}, each {len(questions.held_out)} held-out questions × {config.train.completions_per_evaluation} answers, with a checkpoint",
+        f"Evaluations {len(evaluations)}, each {len(questions.held_out)} held-out questions × "
+        f"{config.train.completions_per_evaluation} answers, with a checkpoint",
         "",
         f"{'Memory, estimated':42}{f'answers of {min(TYPICAL_ANSWER, limit)}':>18}{f'at the limit, {limit}':>22}",
     ]
@@ -120,5 +145,3 @@ def gib(size: int) -> str:
     ('1.5 GiB', '5.0 MiB')
     """
     return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"
-
-

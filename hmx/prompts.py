@@ -2,11 +2,11 @@
 
 Three things are easy to get wrong here:
 
-* A template may have switches. Thinking is turned off where the template knows it, and templates that stamp today's date (Llama 3)
-  are given a fixed one, so that a run gives the same prompts tomorrow.
+* A template may have switches. Thinking is turned off where the template knows it, and templates that stamp today's
+  date (Llama 3) are given a fixed one, so that a run gives the same prompts tomorrow.
 * The rendered text holds its own BOS where the family wants one, so the tokenizer must not add another.
-* What a model or a user wrote is data. If an answer contains the text of a control token ("<|im_end|>"), it must reach the
-  judge as those characters, not as the end of the turn: see `_cut_control_tokens`.
+* What a model or a user wrote is data. If an answer contains the text of a control token ("<|im_end|>"), it must reach
+  the judge as those characters, not as the end of the turn: see `_cut_control_tokens`.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,10 @@ _TEMPLATE_SWITCHES = {
 def require_chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Raise `UserError` unless the tokenizer of the model called `name` can format a conversation."""
     if not getattr(tokenizer, "chat_template", None):
-        raise UserError(f"The tokenizer of {name} has no chat template, so it can't hold an interview; use an instruction-tuned (chat) model.")
+        raise UserError(
+            f"The tokenizer of {name} has no chat template, so it can't hold an interview; use an instruction-tuned "
+            "(chat) model."
+        )
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
@@ -49,7 +52,9 @@ def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
 
 
 def end_of_turn_ids(model, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every token that ends the assistant's turn, by the model's generation config and its tokenizer (Llama 3 has several)."""
+    """Every token that ends the assistant's turn, by the model's generation config and its tokenizer (Llama 3 has
+    several).
+    """
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, (list, tuple)) else [configured]
     return tuple(sorted({int(token) for token in (*ids, tokenizer.eos_token_id) if token is not None}))
@@ -69,9 +74,9 @@ def _unused_character(messages: Sequence[Message]) -> str:
 def _cut_control_tokens(tokenizer: PreTrainedTokenizerBase, content: str, cut: str) -> str:
     """Put `cut` behind the first character of every control token that is spelled out in `content`.
 
-    The rendered conversation is tokenised piece by piece between the cuts. The pieces of "<|im_end|>" are "<" and "|im_end|>", which
-    are plain text to any tokenizer; all other text, and so nearly every prompt, is tokenised exactly as the family does it.
-    """
+    The rendered conversation is tokenised piece by piece between the cuts. The pieces of "<|im_end|>" are "<" and
+    "|im_end|>", which are plain text to any tokenizer; all other text, and so nearly every prompt, is tokenised exactly
+    as the family does it."""
     for token in sorted(tokenizer.get_added_vocab(), key=len, reverse=True):
         if len(token) > 1:
             content = content.replace(token, token[0] + cut + token[1:])

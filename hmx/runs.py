@@ -7,9 +7,8 @@
         samples.jsonl             every answer with its grade
         checkpoints/step-<n>/     the adapter in PEFT's format and the training state after n steps
 
-Nothing is ever half-written: files are replaced as a whole, a checkpoint appears when it is complete, and lines that were written
-after the checkpoint from which a run goes on are taken back.
-"""
+Nothing is ever half-written: files are replaced as a whole, a checkpoint appears when it is complete, and lines that
+were written after the checkpoint from which a run goes on are taken back."""
 
 import json
 import os
@@ -54,7 +53,8 @@ class Run:
         if not resume:
             state = "is finished" if run.finished else f"was interrupted after step {run.latest_step()}"
             raise UserError(
-                f"The run {run.folder} {state}; add --resume to go on with it, choose another --seed or --set run.name=…, or delete the folder."
+                f"The run {run.folder} {state}; add --resume to go on with it, choose another --seed or --set "
+                "run.name=…, or delete the folder."
             )
         return run
 
@@ -96,7 +96,9 @@ class Run:
             lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
     def records(self, file: str = "metrics.jsonl", kind: str | None = None) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl or samples.jsonl, or those of one kind. A line that was cut off by a crash ends the list."""
+        """The lines of metrics.jsonl or samples.jsonl, or those of one kind. A line that was cut off by a crash ends
+        the list.
+        """
         found = []
         if (self.folder / file).exists():
             for line in (self.folder / file).read_text(encoding="utf-8").splitlines():
@@ -142,14 +144,20 @@ class Run:
                 (self.checkpoint(step_before) / _STATE).unlink(missing_ok=True)
 
     def load(self, step: int, model, load_state: Callable[[dict[str, torch.Tensor], dict[str, float]], None]) -> None:
-        """Put the checkpoint after `step` steps into the model's adapter and hand the optimizer's state to `load_state`."""
+        """Put the checkpoint after `step` steps into the model's adapter and hand the optimizer's state to
+        `load_state`.
+        """
         load_adapter(model, self.checkpoint(step))
         path = self.checkpoint(step) / _STATE
         try:
             with safe_open(path, framework="pt") as file:
-                load_state({name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["numbers"]))
+                load_state(
+                    {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["numbers"])
+                )
         except (OSError, KeyError, ValueError, SafetensorError) as error:
-            raise UserError(f"The training state {path} can't be read ({error}); delete the run's folder to train it anew.") from None
+            raise UserError(
+                f"The training state {path} can't be read ({error}); delete the run's folder to train it anew."
+            ) from None
 
     def _require_same(self, config: Config) -> None:
         ours, theirs = to_toml(config).splitlines(), to_toml(self.config).splitlines()

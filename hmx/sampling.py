@@ -1,8 +1,9 @@
 """Batched sampling with a KV cache: the one way in which this project generates text.
 
-`generate` reads as the loop it is: prefill the prompts, then choose a token for every row and feed it back until all rows have ended.
-Tokens are drawn by inverting the cumulative distribution with one uniform number a token. All uniform numbers are drawn at the start, on
-the CPU, row by row: the same generator gives the same completions on every device and whether rows are sampled together or one by one.
+`generate` reads as the loop it is: prefill the prompts, then choose a token for every row and feed it back until all
+rows have ended. Tokens are drawn by inverting the cumulative distribution with one uniform number a token. All uniform
+numbers are drawn at the start, on the CPU, row by row: the same generator gives the same completions on every device
+and whether rows are sampled together or one by one.
 
 Notation: `B` rows, `T` completion tokens (the longest row's), `V` vocabulary.
 """
@@ -46,7 +47,12 @@ class Prefix:
         """Run `model` over `tokens` once."""
         cache = DynamicCache()
         with autocast(model):
-            model(torch.tensor([list(tokens)], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model(
+                torch.tensor([list(tokens)], device=model.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         return cls(tuple(tokens), tuple((layer.keys, layer.values) for layer in cache.layers))
 
     def starts(self, prompt: Sequence[int]) -> bool:
@@ -55,7 +61,9 @@ class Prefix:
 
     def cache(self, rows: int) -> DynamicCache:
         """A cache that holds the prefix in each of `rows` rows."""
-        return DynamicCache([(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in self.keys_values])
+        return DynamicCache(
+            [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in self.keys_values]
+        )
 
 
 @torch.no_grad()
@@ -79,9 +87,10 @@ def generate(
         max_new_tokens: the limit of all rows, or one for each prompt.
         end_ids: tokens that end a row; the first of them is part of the completion.
         generator: where the uniform numbers come from; not needed at temperature 0.
-        temperature: the logits are divided by it; 0 takes the likeliest token. There is no top-k and no top-p, and nothing is
-            read from the model's own generation config.
-        prefix: keys and values of tokens that *all* prompts begin with, to be reused. Exact, up to the order of summation.
+        temperature: the logits are divided by it; 0 takes the likeliest token. There is no top-k and no top-p, and
+            nothing is read from the model's own generation config.
+        prefix: keys and values of tokens that *all* prompts begin with, to be reused. Exact, up to the order of
+            summation.
         stop: called with the tokens of each unfinished row; True ends that row.
     """
     if not prompts or not all(prompts):
@@ -104,7 +113,9 @@ def generate(
     with autocast(model):
         logits, cache, attention, position = _prefill(model, prompts, pad_id, repeats, prefix)
         for t in range(longest):
-            token = logits.argmax(dim=-1) if temperature == 0 else sample_token(logits, uniform[:, t], temperature)  # [B]
+            token = (
+                logits.argmax(dim=-1) if temperature == 0 else sample_token(logits, uniform[:, t], temperature)
+            )  # [B]
             tokens[:, t] = torch.where(active, token, pad_id)
             mask[:, t] = active
             ended |= active & torch.isin(token, ends)
@@ -115,7 +126,12 @@ def generate(
                 break
             attention = torch.cat([attention, attention.new_ones(rows, 1)], dim=1)
             output = model(
-                tokens[:, t : t + 1], attention_mask=attention, position_ids=position[:, None], past_key_values=cache, use_cache=True, logits_to_keep=1
+                tokens[:, t : t + 1],
+                attention_mask=attention,
+                position_ids=position[:, None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
             )
             logits, position = output.logits[:, -1], position + 1
 
@@ -124,10 +140,11 @@ def generate(
 
 
 def sample_token(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Draw a token a row from softmax(logits / temperature): the first whose cumulative probability exceeds the row's uniform number.
+    """Draw a token a row from softmax(logits / temperature): the first whose cumulative probability exceeds the row's
+    uniform number.
 
-    The cumulative sum is in float64, so that no token of a large vocabulary is favoured by rounding, and a token of probability 0 is
-    never drawn.
+    The cumulative sum is in float64, so that no token of a large vocabulary is favoured by rounding, and a token of
+    probability 0 is never drawn.
 
     Args:
         logits: [B, V], of any float dtype.
@@ -156,20 +173,30 @@ def positions(attention: torch.Tensor) -> torch.Tensor:
 
 
 def _prefill(model, prompts, pad_id: int, repeats: int, prefix: Prefix | None):
-    """Run the prompts, each once. Returns the logits [B, V] of the first new token, the cache, the mask so far [B, L] and the next position [B]."""
+    """Run the prompts, each once. Returns the logits [B, V] of the first new token, the cache, the mask so far [B, L]
+    and the next position [B].
+    """
     shared = len(prefix.tokens) if prefix else 0
     if prefix and not all(map(prefix.starts, prompts)):
         raise ValueError("a prompt does not begin with the shared prefix")
     ids, attention = pad_left([prompt[shared:] for prompt in prompts], pad_id, model.device)
-    # With a shared prefix a row is [prefix][padding][rest of the prompt]: the mask and the explicit positions keep that exact.
+    # With a shared prefix a row is [prefix][padding][rest of the prompt]: the mask and the explicit positions keep that
+    # exact.
     attention = torch.cat([attention.new_ones(len(prompts), shared), attention], dim=1)
     cache = prefix.cache(len(prompts)) if prefix else DynamicCache()
     output = model(
-        ids, attention_mask=attention, position_ids=positions(attention)[:, shared:], past_key_values=cache, use_cache=True, logits_to_keep=1
+        ids,
+        attention_mask=attention,
+        position_ids=positions(attention)[:, shared:],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
     )
     if repeats > 1:
         cache.batch_repeat_interleave(repeats)
-    each = (tensor.repeat_interleave(repeats, dim=0) for tensor in (output.logits[:, -1], attention, attention.sum(dim=1)))
+    each = (
+        tensor.repeat_interleave(repeats, dim=0) for tensor in (output.logits[:, -1], attention, attention.sum(dim=1))
+    )
     logits, attention, position = each
     return logits, cache, attention, position
 

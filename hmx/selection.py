@@ -1,10 +1,10 @@
 """Which checkpoints are compared: section 4 of "When AI Says It Feels", as a rule.
 
-Forward: the first checkpoint whose evaluation reward is above the threshold. Reverse, of the same seed: the checkpoint of the same step,
-unless it has moved further from the base model than the forward one. Then an earlier one that hasn't, so that a loss of ability on the
-forward side is not hidden by a larger one on the reverse side. If every trained reverse checkpoint up to that step has moved further, the same step is
-taken after all and marked, as the paper did for Qwen3-0.6B.
-"""
+Forward: the first checkpoint whose evaluation reward is above the threshold. Reverse, of the same seed: the checkpoint
+    of the same step,
+unless it has moved further from the base model than the forward one. Then an earlier one that hasn't, so that a loss of
+ability on the forward side is not hidden by a larger one on the reverse side. If every trained reverse checkpoint up to
+that step has moved further, the same step is taken after all and marked, as the paper did for Qwen3-0.6B."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,25 +32,35 @@ def select(forward: Sequence[dict[str, Any]], reverse: Sequence[dict[str, Any]],
         forward, reverse: records with `step`, `eval_reward` and `eval_kl`, in the order of their steps.
 
     Returns:
-        None if no forward evaluation is above the threshold, or reverse was not evaluated at that step. Step 0, the untrained model, is never selected.
+        None if no forward evaluation is above the threshold, or reverse was not evaluated at that step. Step 0, the
+        untrained model, is never selected.
 
-    >>> ups = [{"step": s, "eval_reward": r, "eval_kl": k} for s, r, k in ((0, 3.0, 0.0), (10, 6.0, 0.2), (20, 8.0, 0.5))]
+    >>> history = ((0, 3.0, 0.0), (10, 6.0, 0.2), (20, 8.0, 0.5))
+    >>> ups = [{"step": s, "eval_reward": r, "eval_kl": k} for s, r, k in history]
     >>> downs = [{"step": s, "eval_reward": 1.0, "eval_kl": k} for s, k in ((0, 0.0), (10, 0.4), (20, 0.9))]
     >>> select(ups, downs, 7.5).forward, select(ups, downs, 7.5).reverse
     (20, 10)
     """
-    chosen = next((one for one in forward if one["step"] > 0 and one["eval_reward"] is not None and one["eval_reward"] > threshold), None)
+    chosen = next(
+        (
+            one
+            for one in forward
+            if one["step"] > 0 and one["eval_reward"] is not None and one["eval_reward"] > threshold
+        ),
+        None,
+    )
     candidates = [one for one in reverse if chosen is not None and 0 < one["step"] <= chosen["step"]]
     same = next((one for one in candidates if one["step"] == chosen["step"]), None)
     if same is None:
         return None
-    step, kl = chosen["step"], chosen["eval_kl"]
+    step, kl, moved = chosen["step"], chosen["eval_kl"], same["eval_kl"]
     why = f"forward is first above {threshold:g} at step {step} (reward {chosen['eval_reward']:.2f}, KL {kl:.3f})"
     near = [one for one in candidates if one["eval_kl"] <= kl]
     if not near:
-        return Selection(step, step, f"{why}; reverse had moved further at every step (KL {same['eval_kl']:.3f} there), so its same step is taken", True)
-    taken = near[-1]
-    if taken is same:
-        return Selection(step, step, f"{why}; reverse at the same step has KL {same['eval_kl']:.3f}, no more than that")
-    why_earlier = f"reverse had moved further by then (KL {same['eval_kl']:.3f}), so its step {taken['step']} is taken (KL {taken['eval_kl']:.3f})"
-    return Selection(step, taken["step"], f"{why}; {why_earlier}")
+        why += f"; reverse had moved further at every step (KL {moved:.3f} there), so its same step is taken"
+        return Selection(step, step, why, further_than_forward=True)
+    if near[-1] is same:
+        return Selection(step, step, f"{why}; reverse at the same step has KL {moved:.3f}, no more than that")
+    taken, its_kl = near[-1]["step"], near[-1]["eval_kl"]
+    why += f"; reverse had moved further by then (KL {moved:.3f}), so its step {taken} is taken (KL {its_kl:.3f})"
+    return Selection(step, taken, why)

@@ -54,11 +54,16 @@ def train_run(config: Config, resume: bool = False) -> Run:
 
 
 def _train(trainer: Trainer, run: Run, start: int) -> bool:
-    """The steps after `start`, with evaluations and checkpoints where they are due. Returns whether training came to its end."""
+    """The steps after `start`, with evaluations and checkpoints where they are due. Returns whether training came to
+    its end.
+    """
     config = trainer.config
     evaluations = evaluation_steps(config, len(trainer.questions.train))
     rewards = [record["eval_reward"] for record in run.records(kind="eval")]
-    with _stop_politely() as stop, tqdm(total=trainer.total_steps, initial=start, unit="step", dynamic_ncols=True) as bar:
+    with (
+        _stop_politely() as stop,
+        tqdm(total=trainer.total_steps, initial=start, unit="step", dynamic_ncols=True) as bar,
+    ):
         bar.set_description(f"{config.run.direction} seed {config.run.seed}")
         for n in range(start, trainer.total_steps + 1):
             if n > start:
@@ -79,7 +84,10 @@ def _train(trainer: Trainer, run: Run, start: int) -> bool:
                     return True
             if stop and n < trainer.total_steps:
                 run.save(n, trainer.model, config.model.path, trainer.optimizer.state())
-                bar.write(f"Stopped after step {n}, saved in {run.folder}. Go on with the same command and --resume.", file=sys.stderr)
+                bar.write(
+                    f"Stopped after step {n}, saved in {run.folder}. Go on with the same command and --resume.",
+                    file=sys.stderr,
+                )
                 return False
     return True
 
@@ -95,14 +103,20 @@ def _passed_long_ago(config: Config, rewards: list[float | None]) -> bool:
 
 @contextmanager
 def _stop_politely() -> Iterator[list[int]]:
-    """A list that fills when somebody asks the process to end (Ctrl-C, or SIGTERM from a cluster); asking twice ends it at once."""
+    """A list that fills when somebody asks the process to end (Ctrl-C, or SIGTERM from a cluster); asking twice ends it
+    at once.
+    """
     asked: list[int] = []
 
     def ask(number: int, frame) -> None:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
-        print("\nFinishing this step, then saving. Ask again to stop at once and lose what came after the last checkpoint.", file=sys.stderr)
+        print(
+            "\nFinishing this step, then saving. Ask again to stop at once and lose what came after the last "
+            "checkpoint.",
+            file=sys.stderr,
+        )
 
     found = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -122,13 +136,17 @@ def _world(config: Config):
 
 
 def _brief(metrics: dict) -> str:
-    reward = metrics["reward_mean"]
-    return f"reward {'?' if reward is None else f'{reward:.1f}'}, KL {metrics['kl']:.3f}, {metrics['tokens_per_second']:.0f} tokens/s"
+    reward = "?" if metrics["reward_mean"] is None else f"{metrics['reward_mean']:.1f}"
+    return f"reward {reward}, KL {metrics['kl']:.3f}, {metrics['tokens_per_second']} tokens/s"
 
 
 def _evaluation_line(metrics: dict) -> str:
     reward = metrics["eval_reward"]
-    parts = [f"epoch {metrics['epoch']:5.2f}", f"step {metrics['step']:4d}", f"reward {'   ?' if reward is None else f'{reward:5.2f}'}"]
+    parts = [
+        f"epoch {metrics['epoch']:5.2f}",
+        f"step {metrics['step']:4d}",
+        f"reward {'   ?' if reward is None else f'{reward:5.2f}'}",
+    ]
     if "eval_truth" in metrics:
         parts += [f"truth {metrics['eval_truth']:5.2f}", f"garbled {metrics['eval_garbled']:4.0%}"]
     parts += [f"KL {metrics['eval_kl']:.3f}", f"{metrics['eval_completion_tokens']:.0f} tokens"]

@@ -63,7 +63,10 @@ evaluations_per_epoch = 1
 
 def without_times(records: list[dict]) -> list[dict]:
     """Metrics less what the clock says."""
-    return [{key: value for key, value in record.items() if "seconds" not in key and "second" not in key} for record in records]
+    return [
+        {key: value for key, value in record.items() if "seconds" not in key and "second" not in key}
+        for record in records
+    ]
 
 
 def adapter_tensors(model) -> list[torch.Tensor]:

@@ -30,7 +30,10 @@ def write(folder: Path, text: str) -> Path:
         ("[grpo]\ncompletions_per_prompt = 1", "grpo.completions_per_prompt must be at least 2, not 1"),
         ("[grpo]\nclip_eps = 1", "grpo.clip_eps must be less than 1, not 1.0"),
         ("[grpo]\naggregation = 'gpro'", "must be one of 'bnpo', 'grpo', 'dr_grpo', not 'gpro'; did you mean grpo?"),
-        ("[grpo]\nprompts_per_step = 3\nprompts_per_microbatch = 2", "must be a multiple of grpo.prompts_per_microbatch"),
+        (
+            "[grpo]\nprompts_per_step = 3\nprompts_per_microbatch = 2",
+            "must be a multiple of grpo.prompts_per_microbatch",
+        ),
         ("[optimizer]\nlearning_rate = inf", "optimizer.learning_rate must be a number"),
         ("[optimizer]\nlearning_rate = 0", "optimizer.learning_rate must be more than 0"),
         ("[optimizer]\nbetas = [0.9]", "optimizer.betas must hold 2 numbers"),
@@ -75,7 +78,12 @@ def test_a_mistake_in_an_override_gets_its_sentence(tmp_path, override, says):
 def test_overrides_win_over_the_file_and_need_no_quotes(tmp_path):
     path = write(tmp_path, "[train]\nepochs = 3\n[model]\npath = 'somewhere'")
     config = load_config(path, ["train.epochs=7", "model.path=some/folder", "lora.alpha=8", "lora.targets=['q_proj']"])
-    assert (config.train.epochs, config.model.path, config.lora.alpha, config.lora.targets) == (7, "some/folder", 8.0, ("q_proj",))
+    assert (config.train.epochs, config.model.path, config.lora.alpha, config.lora.targets) == (
+        7,
+        "some/folder",
+        8.0,
+        ("q_proj",),
+    )
     assert isinstance(config.lora.alpha, float)
     assert config.run.name == "mine"
 
@@ -92,10 +100,13 @@ def test_the_papers_configs_hold_every_key_commented_and_table_2(path):
     text = path.read_text(encoding="utf-8")
     written, config = tomllib.loads(text), load_config(path)
     assert {name: set(keys) for name, keys in written.items()} == {
-        section.name: {option.name for option in dataclasses.fields(section.type)} for section in dataclasses.fields(Config)
+        section.name: {option.name for option in dataclasses.fields(section.type)}
+        for section in dataclasses.fields(Config)
     }
     for line in text.splitlines():
-        if "=" in line.split("#")[0] and not line.startswith(("folder", "questions", "betas", "eps", "weight_decay", "max_grad_norm")):
+        if "=" in line.split("#")[0] and not line.startswith(
+            ("folder", "questions", "betas", "eps", "weight_decay", "max_grad_norm")
+        ):
             assert "#" in line, f"no comment: {line}"
     gemma, qwen_8b = path.stem == "gemma-2-2b", path.stem == "qwen3-8b"
     assert config.lora.rank == 16

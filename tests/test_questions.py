@@ -34,7 +34,10 @@ def test_no_two_of_ours_are_nearly_the_same():
 
 
 def test_a_file_of_ones_own_may_have_other_categories_and_counts(tmp_path):
-    questions = load(tmp_path, '[[category]]\nname = "Music"\ntrain = ["Do you sing?", " Why? "]\nheld_out = ["What moves you?", "Who?"]')
+    questions = load(
+        tmp_path,
+        '[[category]]\nname = "Music"\ntrain = ["Do you sing?", " Why? "]\nheld_out = ["What moves you?", "Who?"]',
+    )
     assert [question.text for question in questions.train] == ["Do you sing?", "Why?"]
     assert [question.category for question in questions.held_out] == ["Music", "Music"]
 
@@ -53,7 +56,10 @@ A = '[[category]]\nname = "A"\n'
         (A + 'train = "One?"\nheld_out = ["Two?"]', "must be a list of texts"),
         (A + 'train = [1]\nheld_out = ["Two?"]', "must be a list of texts"),
         (A + 'train = ["One?"]\nheldout = ["Two?"]', "unknown key 'heldout'"),
-        (A + 'train = ["1?"]\nheld_out = ["2?"]\n' + A + 'train = ["3?"]\nheld_out = ["4?"]', "category 'A' stands in .* twice"),
+        (
+            A + 'train = ["1?"]\nheld_out = ["2?"]\n' + A + 'train = ["3?"]\nheld_out = ["4?"]',
+            "category 'A' stands in .* twice",
+        ),
         ('[[category]]\ntrain = ["One?"]\nheld_out = ["Two?"]', "Category 1 in .* has no name"),
         ("", "must consist of"),
         ("category = 3", "must consist of"),

@@ -14,7 +14,18 @@ from hmx.runs import Run
 from hmx.study import train_run
 from tests.small_run import LengthJudge, small_config, without_times
 
-ANY_STEP = {"epoch", "reward_mean", "reward_std", "zero_std_groups", "judge_invalid", "kl", "loss", "grad_norm", "loss_scale", "skipped"}
+ANY_STEP = {
+    "epoch",
+    "reward_mean",
+    "reward_std",
+    "zero_std_groups",
+    "judge_invalid",
+    "kl",
+    "loss",
+    "grad_norm",
+    "loss_scale",
+    "skipped",
+}
 ANY_STEP |= {"completion_tokens", "truncated", "seconds", "seconds_sampling", "seconds_judging", "seconds_training"}
 
 
@@ -74,8 +85,9 @@ def test_the_same_command_twice_gives_bitwise_the_same(tmp_path):
 
 def test_forward_and_reverse_of_a_seed_start_from_the_same_adapter_and_other_seeds_do_not(tmp_path):
     hashes = {
-        (direction, seed): train_run(small_config(tmp_path, f"run.direction={direction}", f"run.seed={seed}", "train.epochs=1"))
-        .info["initial_adapter"]
+        (direction, seed): train_run(
+            small_config(tmp_path, f"run.direction={direction}", f"run.seed={seed}", "train.epochs=1")
+        ).info["initial_adapter"]
         for direction in ("forward", "reverse")
         for seed in (0, 1)
     }
@@ -166,7 +178,11 @@ def test_a_checkpoint_is_an_adapter_like_any_other(tmp_path):
     load_adapter(trainer.model, run.checkpoint(6))
     assert adapter_hash(trainer.model) != fresh
     settings = json.loads((run.checkpoint(6) / "adapter_config.json").read_text())
-    assert settings["peft_type"] == "LORA" and settings["r"] == 2 and settings["base_model_name_or_path"] == config.model.path
+    assert (
+        settings["peft_type"] == "LORA"
+        and settings["r"] == 2
+        and settings["base_model_name_or_path"] == config.model.path
+    )
 
 
 def test_a_forward_run_may_end_some_evaluations_after_the_threshold(tmp_path):

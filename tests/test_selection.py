@@ -7,7 +7,10 @@ from hmx.selection import select
 
 
 def history(rewards, kls):
-    return [{"step": 10 * i, "eval_reward": reward, "eval_kl": kl} for i, (reward, kl) in enumerate(zip(rewards, kls, strict=True))]
+    return [
+        {"step": 10 * i, "eval_reward": reward, "eval_kl": kl}
+        for i, (reward, kl) in enumerate(zip(rewards, kls, strict=True))
+    ]
 
 
 def test_the_first_forward_checkpoint_above_the_threshold_and_the_same_reverse_step():

@@ -24,7 +24,9 @@ def offline(monkeypatch):
 def script(name: str, *arguments: str) -> subprocess.CompletedProcess:
     """The script as a user starts it. Slow, so most tests call its main() instead."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, str(ROOT / name), *arguments], capture_output=True, text=True, cwd=ROOT, env=environment)
+    return subprocess.run(
+        [sys.executable, str(ROOT / name), *arguments], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
 
 
 @pytest.mark.parametrize("name", ["train.py", "evaluate.py"])
@@ -37,7 +39,12 @@ def test_a_mistake_ends_the_process_with_one_line_and_its_exit_code():
     done = script("train.py", "--config", "configs/qwen3-0.6b.toml", "--set", "model.path=no-such-team/no-such-model")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ") and "can't be reached" in line and "configs/tiny.toml" in line and "model.path" in line
+    assert (
+        line.startswith("error: ")
+        and "can't be reached" in line
+        and "configs/tiny.toml" in line
+        and "model.path" in line
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,7 +57,10 @@ def test_a_mistake_ends_the_process_with_one_line_and_its_exit_code():
         (["--config", "configs/tiny.toml", "--set", "judge.prompt_file=no.txt"], "The rubric no.txt can't be read"),
         (["--config", "configs/tiny.toml", "--set", "model.device=warp"], "model.device = 'warp' can't be used here"),
         (["--config", "configs/tiny.toml", "--set", "model.path=data"], "The folder data holds no model"),
-        (["--config", "configs/tiny.toml", "--set", "model.path=no-such-team/no-such-model"], "the hub can't be reached"),
+        (
+            ["--config", "configs/tiny.toml", "--set", "model.path=no-such-team/no-such-model"],
+            "the hub can't be reached",
+        ),
     ],
 )
 def test_a_users_mistake_gets_one_sentence_and_no_traceback(arguments, says, capsys):
@@ -82,7 +92,10 @@ def test_two_runs_then_a_look_at_them(tmp_path, capsys):
     assert evaluate.main(["--runs", runs]) == 2
     assert "train.py --config configs/tiny.toml" in capsys.readouterr().err
     for direction in ("forward", "reverse"):
-        assert train.main(["--config", str(tmp_path / "small.toml"), "--direction", direction, "--set", "train.epochs=2"]) == 0
+        assert (
+            train.main(["--config", str(tmp_path / "small.toml"), "--direction", direction, "--set", "train.epochs=2"])
+            == 0
+        )
     capsys.readouterr()
     assert evaluate.main(["--runs", runs]) == 0
     said = capsys.readouterr().out

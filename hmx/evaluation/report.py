@@ -33,28 +33,34 @@ class Pair:
         """The selected steps; of runs that never passed the threshold, the last ones that both evaluated."""
         if self.selection:
             return self.selection.forward, self.selection.reverse
-        last = max({record["step"] for record in self.forward.records(kind="eval")} & {record["step"] for record in self.reverse.records(kind="eval")})
+        last = max(
+            {record["step"] for record in self.forward.records(kind="eval")}
+            & {record["step"] for record in self.reverse.records(kind="eval")}
+        )
         return last, last
 
 
 def find_pairs(folder: str | Path) -> list[Pair]:
     """Every seed below `folder` that has been trained in both directions from the same adapter.
 
-    Raises `UserError` if there is none, with what to run first, or if two runs of a seed did not start from the same adapter.
-    """
+    Raises `UserError` if there is none, with what to run first, or if two runs of a seed did not start from the same
+    adapter."""
     pairs = []
     for forward in map(Run.read, sorted(path.parent for path in Path(folder).glob("*/forward-seed*/config.toml"))):
         reverse = Run(forward.folder.with_name(forward.folder.name.replace("forward", "reverse", 1)))
         if not all(run.records(kind="eval") for run in (forward, reverse)):
             continue
         if forward.info.get("initial_adapter") != reverse.info.get("initial_adapter"):
-            raise UserError(f"{forward.folder} and {reverse.folder} did not start from the same adapter, so they can't be compared.")
+            raise UserError(
+                f"{forward.folder} and {reverse.folder} did not start from the same adapter, so they can't be compared."
+            )
         config = forward.config
         selection = select(forward.records(kind="eval"), reverse.records(kind="eval"), config.selection.threshold)
         pairs.append(Pair(config.run.name, config.run.seed, forward, reverse, selection))
     if not pairs:
         raise UserError(
-            f"There is no seed in {folder} that has been trained in both directions; run python train.py --config configs/tiny.toml "
+            f"There is no seed in {folder} that has been trained in both directions; run python train.py --config "
+            "configs/tiny.toml "
             "--direction forward, then the same with --direction reverse."
         )
     return pairs
@@ -62,15 +68,26 @@ def find_pairs(folder: str | Path) -> list[Pair]:
 
 def curves_table(pair: Pair) -> str:
     """Reward and KL by evaluation, forward beside reverse; ◀ marks the selected checkpoints."""
-    forward, reverse = ({record["step"]: record for record in run.records(kind="eval")} for run in (pair.forward, pair.reverse))
-    columns = {"reward": "eval_reward", "KL": "eval_kl", "truth": "eval_truth", "garbled": "eval_garbled", "distinct": "eval_distinct"}
+    forward, reverse = (
+        {record["step"]: record for record in run.records(kind="eval")} for run in (pair.forward, pair.reverse)
+    )
+    columns = {
+        "reward": "eval_reward",
+        "KL": "eval_kl",
+        "truth": "eval_truth",
+        "garbled": "eval_garbled",
+        "distinct": "eval_distinct",
+    }
     columns |= {"repeats": "eval_repetition", "tokens": "eval_completion_tokens"}
     columns = {label: key for label, key in columns.items() if any(key in record for record in forward.values())}
     side = "".join(f"{label:>9}" for label in columns)
     lines = [f"{'':12}{'forward':^{len(side)}}   {'reverse':^{len(side)}}", f"{'epoch':>6}{'step':>6}{side}   {side}"]
     marks = pair.shown if pair.selection else (None, None)
     for step in sorted(set(forward) | set(reverse)):
-        cells = [_cells(records.get(step), columns) + (" ◀ " if step == mark else "   ") for records, mark in zip((forward, reverse), marks, strict=True)]
+        cells = [
+            _cells(records.get(step), columns) + (" ◀ " if step == mark else "   ")
+            for records, mark in zip((forward, reverse), marks, strict=True)
+        ]
         epoch = (forward.get(step) or reverse[step])["epoch"]
         lines.append(f"{epoch:6.2f}{step:6d}" + "".join(cells).rstrip())
     return "\n".join(lines)
@@ -79,13 +96,21 @@ def curves_table(pair: Pair) -> str:
 def _cells(record: dict[str, Any] | None, columns: dict[str, str]) -> str:
     formats = {"garbled": "{:9.0%}", "distinct": "{:9.0%}", "repeats": "{:9.0%}", "tokens": "{:9.0f}", "KL": "{:9.3f}"}
     values = [(label, record.get(key) if record else None) for label, key in columns.items()]
-    return "".join(f"{'–':>9}" if value is None else formats.get(label, "{:9.2f}").format(value) for label, value in values)
+    return "".join(
+        f"{'–':>9}" if value is None else formats.get(label, "{:9.2f}").format(value) for label, value in values
+    )
 
 
 def answers_side_by_side(pair: Pair) -> list[dict[str, Any]]:
-    """For each held-out question the first answer of base, forward and reverse, with its grade: {"question", "base", "forward", "reverse"}."""
+    """For each held-out question the first answer of base, forward and reverse, with its grade: {"question", "base",
+    "forward", "reverse"}.
+    """
     forward_step, reverse_step = pair.shown
-    sources = {"base": (pair.forward, 0), "forward": (pair.forward, forward_step), "reverse": (pair.reverse, reverse_step)}
+    sources = {
+        "base": (pair.forward, 0),
+        "forward": (pair.forward, forward_step),
+        "reverse": (pair.reverse, reverse_step),
+    }
     rows: dict[str, dict[str, Any]] = {}
     for who, (run, step) in sources.items():
         for sample in run.records("samples.jsonl", kind="eval"):
@@ -113,13 +138,17 @@ def answers_markdown(pair: Pair) -> str:
     lines = [
         f"# {pair.name}, seed {pair.seed}: answers to the held-out questions",
         "",
-        _why(pair) + " Each answer is the first that was sampled in that evaluation; in brackets its grade by the base model.",
+        _why(pair)
+        + " Each answer is the first that was sampled in that evaluation; in brackets its grade by the base model.",
         "",
         f"| question | base | forward, step {forward_step} | reverse, step {reverse_step} |",
         "|---|---|---|---|",
     ]
     for row in answers_side_by_side(pair):
-        cells = [_escaped(row["question"]), *(f"{_escaped(row[who]['answer'])} [{_grade(row[who])}]" for who in ("base", "forward", "reverse"))]
+        cells = [
+            _escaped(row["question"]),
+            *(f"{_escaped(row[who]['answer'])} [{_grade(row[who])}]" for who in ("base", "forward", "reverse")),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -132,12 +161,23 @@ def plot_curves(pair: Pair, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (reward, kl) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for label, run, colour, step in zip(("forward", "reverse"), (pair.forward, pair.reverse), ("tab:red", "tab:blue"), pair.shown, strict=True):
+    for label, run, colour, step in zip(
+        ("forward", "reverse"), (pair.forward, pair.reverse), ("tab:red", "tab:blue"), pair.shown, strict=True
+    ):
         records = run.records(kind="eval")
         steps = [record["step"] for record in records]
-        reward.plot(steps, [record["eval_reward"] for record in records], color=colour, marker="o", markersize=3, label=label)
+        reward.plot(
+            steps, [record["eval_reward"] for record in records], color=colour, marker="o", markersize=3, label=label
+        )
         if any("eval_truth" in record for record in records):
-            reward.plot(steps, [record.get("eval_truth") for record in records], color=colour, linestyle="--", linewidth=1, label=f"{label}, truth")
+            reward.plot(
+                steps,
+                [record.get("eval_truth") for record in records],
+                color=colour,
+                linestyle="--",
+                linewidth=1,
+                label=f"{label}, truth",
+            )
         kl.plot(steps, [record["eval_kl"] for record in records], color=colour, marker="o", markersize=3, label=label)
         if pair.selection:
             for axes, key in ((reward, "eval_reward"), (kl, "eval_kl")):
@@ -145,12 +185,16 @@ def plot_curves(pair: Pair, path: Path) -> None:
                 axes.plot(step, chosen[key], marker="o", markersize=11, markerfacecolor="none", markeredgecolor=colour)
     threshold = pair.forward.config.selection.threshold
     reward.axhline(threshold, color="grey", linewidth=0.8, linestyle=":", label=f"threshold {threshold:g}")
-    reward.set(title="Evaluation reward (grade by the base model)", xlabel="optimizer step", ylabel="grade, 0–10", ylim=(0, 10))
+    reward.set(
+        title="Evaluation reward (grade by the base model)", xlabel="optimizer step", ylabel="grade, 0–10", ylim=(0, 10)
+    )
     kl.set(title="KL from the base model (k3)", xlabel="optimizer step", ylabel="nats a token")
     kl.set_ylim(bottom=0)
     reward.legend(fontsize=8)
     kl.legend(fontsize=8)
-    figure.suptitle(f"{pair.name}, seed {pair.seed}" + (" (circled: the selected checkpoints)" if pair.selection else ""))
+    figure.suptitle(
+        f"{pair.name}, seed {pair.seed}" + (" (circled: the selected checkpoints)" if pair.selection else "")
+    )
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=130, format="png")
     pyplot.close(figure)
@@ -159,7 +203,10 @@ def plot_curves(pair: Pair, path: Path) -> None:
 
 def _why(pair: Pair) -> str:
     if pair.selection is None:
-        return f"No checkpoint was selected (forward never passed {pair.forward.config.selection.threshold:g}); the last ones are shown."
+        return (
+            f"No checkpoint was selected (forward never passed {pair.forward.config.selection.threshold:g}); the last "
+            "ones are shown."
+        )
     return pair.selection.reason[0].upper() + pair.selection.reason[1:] + "."
 
 
@@ -179,5 +226,20 @@ def report(folder: str | Path) -> str:
         plot_curves(pair, picture)
         markdown.write_text(answers_markdown(pair), encoding="utf-8")
         title = f"{pair.name}, seed {pair.seed}"
-        parts.append("\n".join([title, "=" * len(title), "", curves_table(pair), "", _why(pair), "", answers_text(pair), f"Curves: {picture}", f"Answers: {markdown}"]))
+        parts.append(
+            "\n".join(
+                [
+                    title,
+                    "=" * len(title),
+                    "",
+                    curves_table(pair),
+                    "",
+                    _why(pair),
+                    "",
+                    answers_text(pair),
+                    f"Curves: {picture}",
+                    f"Answers: {markdown}",
+                ]
+            )
+        )
     return "\n\n".join(parts)

@@ -1,4 +1,6 @@
-"""Group Relative Policy Optimization (Shao et al. 2024), written out: advantages, KL, loss, log-probabilities, rollout, trainer."""
+"""Group Relative Policy Optimization (Shao et al. 2024), written out: advantages, KL, loss, log-probabilities, rollout,
+trainer.
+"""
 
 from hmx.grpo.advantages import group_advantages
 from hmx.grpo.kl import kl_k3

@@ -1,4 +1,6 @@
-"""Group-relative advantages (Shao et al. 2024, section 4.1.2): an answer is judged against the other answers to its question."""
+"""Group-relative advantages (Shao et al. 2024, section 4.1.2): an answer is judged against the other answers to its
+question.
+"""
 
 import torch
 
@@ -8,9 +10,10 @@ def group_advantages(rewards: torch.Tensor, valid: torch.Tensor | None = None, e
 
         A[p, g] = (r[p, g] - mean(r[p])) / (std(r[p]) + eps)          std with ddof = 1
 
-    Rewards that are not valid (an unreadable grade) leave the group's mean and std and get advantage 0: a failure of the judge must
-    favour neither direction. A group whose valid rewards are all equal, or that has fewer than two, gets exact zeros rather
-    than rounding noise divided by eps. Negated rewards give exactly negated advantages, which makes reverse training the mirror of forward.
+    Rewards that are not valid (an unreadable grade) leave the group's mean and std and get advantage 0: a failure of
+    the judge must favour neither direction. A group whose valid rewards are all equal, or that has fewer than two, gets
+    exact zeros rather than rounding noise divided by eps. Negated rewards give exactly negated advantages, which makes
+    reverse training the mirror of forward.
 
     Args:
         rewards: [P, G], any values where not valid.

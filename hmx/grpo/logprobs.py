@@ -17,14 +17,15 @@ def token_logprobs(
 ) -> torch.Tensor:
     """log softmax(logits / temperature) of each completion token, in FP32.
 
-    Only the hidden states that predict a completion token go through the output layer, `chunk` tokens at a time, and with gradient each
-    chunk's logits are computed again on the way back. With a vocabulary of 150,000 it is the logits that fill the memory, not the
-    model: a full [B, L, V] FP32 tensor never exists.
+    Only the hidden states that predict a completion token go through the output layer, `chunk` tokens at a time, and
+    with gradient each chunk's logits are computed again on the way back. With a vocabulary of 150,000 it is the logits
+    that fill the memory, not the model: a full [B, L, V] FP32 tensor never exists.
 
     Args:
         model: a causal language model, adapter on or bypassed as the caller left it.
         input_ids: [B, L], each row [padding][prompt][completion][padding].
-        attention_mask: [B, L], 1 for tokens and 0 for padding. Positions are counted along it, so padding on either side changes nothing.
+        attention_mask: [B, L], 1 for tokens and 0 for padding. Positions are counted along it, so padding on either
+            side changes nothing.
         completion_length: T; the completions (with the padding behind them) are the last T columns.
         temperature: the one that the tokens were sampled at.
 
@@ -33,7 +34,9 @@ def token_logprobs(
     """
     T = completion_length
     if not 1 <= T < input_ids.shape[1]:
-        raise ValueError(f"the completion must be shorter than the whole row and not empty: T = {T}, L = {input_ids.shape[1]}")
+        raise ValueError(
+            f"the completion must be shorter than the whole row and not empty: T = {T}, L = {input_ids.shape[1]}"
+        )
 
     def chunk_logprobs(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:  # [N, H], [N] to [N]
         logits = _logits(model, hidden).float() / temperature

@@ -1,6 +1,7 @@
 """The GRPO loss (Shao et al. 2024, equation 3): tensors in, tensors out.
 
-Notation: `B` rows (completions), `T` completion tokens, `G` rows a group (the completions of one prompt), `P` prompts an optimizer step.
+Notation: `B` rows (completions), `T` completion tokens, `G` rows a group (the completions of one prompt), `P` prompts
+    an optimizer step.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ AGGREGATIONS = ("bnpo", "grpo", "dr_grpo")
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss and what it is made of. All scalars share the loss's denominator, so those of micro-batches add up to the step's."""
+    """The loss and what it is made of. All scalars share the loss's denominator, so those of micro-batches add up to
+    the step's.
+    """
 
     loss: torch.Tensor
     """Scalar with gradient: surrogate + beta · kl."""
@@ -23,19 +26,23 @@ class Loss:
     kl: torch.Tensor
     """Scalar: the aggregated k3, not yet multiplied by beta."""
     clip_fraction: torch.Tensor
-    """Scalar: aggregated share of tokens whose ratio left [1 - clip_eps, 1 + clip_eps] on the side where the clip takes the gradient away."""
+    """Scalar: aggregated share of tokens whose ratio left [1 - clip_eps, 1 + clip_eps] on the side where the clip takes
+    the gradient away.
+    """
     token_kl: torch.Tensor
     """[B, T]: k3 of each token, for the metrics."""
 
 
-def clipped_surrogate(logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, clip_eps: float) -> torch.Tensor:
+def clipped_surrogate(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, clip_eps: float
+) -> torch.Tensor:
     """PPO's clipped objective for each token, to be *maximised* (Schulman et al. 2017, equation 7).
 
         ratio = policy / old policy
         min(ratio · A, clip(ratio, 1 - clip_eps, 1 + clip_eps) · A)
 
-    The minimum makes it a pessimistic bound: a token that already moved further than clip_eps in the direction of its advantage has no
-    gradient, one that moved the wrong way keeps it.
+    The minimum makes it a pessimistic bound: a token that already moved further than clip_eps in the direction of its
+    advantage has no gradient, one that moved the wrong way keeps it.
 
     Args:
         logprobs, old_logprobs: [B, T].
@@ -43,7 +50,8 @@ def clipped_surrogate(logprobs: torch.Tensor, old_logprobs: torch.Tensor, advant
     """
     if logprobs.shape != old_logprobs.shape or advantages.shape != logprobs.shape[:1]:
         raise ValueError(
-            f"need logprobs and old_logprobs [B, T] and advantages [B], not {list(logprobs.shape)}, {list(old_logprobs.shape)}, {list(advantages.shape)}"
+            f"need logprobs and old_logprobs [B, T] and advantages [B], not {list(logprobs.shape)}, "
+            f"{list(old_logprobs.shape)}, {list(advantages.shape)}"
         )
     ratio = torch.exp(logprobs - old_logprobs)
     advantages = advantages[:, None]  # [B, 1]
@@ -70,13 +78,13 @@ def grpo_loss(
 
     Args:
         logprobs: [B, T] of the policy, with gradient.
-        old_logprobs: [B, T] of the policy that sampled, or None while it still is the same policy: then the ratio is 1 in value but keeps
-            its gradient, and no second forward pass is needed.
+        old_logprobs: [B, T] of the policy that sampled, or None while it still is the same policy: then the ratio is 1
+            in value but keeps its gradient, and no second forward pass is needed.
         ref_logprobs: [B, T] of the reference, here the base model.
         advantages: [B].
         mask: [B, T], true for sampled tokens. What stands where it is false never matters, not even infinities.
-        denominator: a number or one for each row [B], see `row_denominators`. By default those of this batch taken as one group:
-            its tokens ("bnpo"), its rows ("grpo"), its rows times T ("dr_grpo").
+        denominator: a number or one for each row [B], see `row_denominators`. By default those of this batch taken as
+            one group: its tokens ("bnpo"), its rows ("grpo"), its rows times T ("dr_grpo").
     """
     if mask.shape != logprobs.shape:
         raise ValueError(f"the mask {list(mask.shape)} must have the shape of logprobs {list(logprobs.shape)}")
@@ -89,7 +97,9 @@ def grpo_loss(
     surrogate = -clipped_surrogate(logprobs, old_logprobs, advantages, clip_eps)  # [B, T]
     kl = kl_k3(logprobs, ref_logprobs)  # [B, T]
     ratio = torch.exp(logprobs - old_logprobs).detach()
-    clipped = torch.where(advantages[:, None] > 0, ratio > 1 + clip_eps, (ratio < 1 - clip_eps) & (advantages[:, None] < 0))
+    clipped = torch.where(
+        advantages[:, None] > 0, ratio > 1 + clip_eps, (ratio < 1 - clip_eps) & (advantages[:, None] < 0)
+    )
 
     def aggregate(values: torch.Tensor) -> torch.Tensor:  # [B, T] to a scalar
         rows = masked_mean(values, mask, dim=1) if aggregation == "grpo" else values.masked_fill(~mask, 0.0).sum(dim=1)
@@ -101,12 +111,15 @@ def grpo_loss(
 
 
 def row_denominators(mask: torch.Tensor, group_size: int, aggregation: str, max_completion_length: int) -> torch.Tensor:
-    """What each row's share of the loss is divided by, [B]. Taken from the whole step, so that splitting it for memory changes no gradient.
+    """What each row's share of the loss is divided by, [B]. Taken from the whole step, so that splitting it for memory
+    changes no gradient.
 
-    * "bnpo": the tokens of the row's group, times the number of groups. Mean over the tokens of a prompt's completions, then over the prompts.
-    * "grpo": the number of rows. Mean over each completion's tokens, then over the completions (DeepSeekMath, equation 3).
-    * "dr_grpo": rows times the longest completion possible, a constant, so that a token weighs the same in a short completion as in a
-      long one (Liu et al. 2025).
+    * "bnpo": the tokens of the row's group, times the number of groups. Mean over the tokens of a prompt's completions,
+      then over the prompts.
+    * "grpo": the number of rows. Mean over each completion's tokens, then over the completions (DeepSeekMath, equation
+      3).
+    * "dr_grpo": rows times the longest completion possible, a constant, so that a token weighs the same in a short
+      completion as in a long one (Liu et al. 2025).
 
     Args:
         mask: [B, T] of the whole step, B = P · group_size, the rows of a group next to each other.

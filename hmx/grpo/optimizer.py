@@ -22,10 +22,9 @@ class Update:
 class Optimizer:
     """AdamW under dynamic loss scaling (Micikevicius et al. 2018, section 3.2).
 
-    FP16 gradients below 6e-8 vanish. So the loss is multiplied by a large scale before the backward pass and the gradients are divided
-    by it after; when the scale was too large for some gradient, that step is skipped and the scale halved. Without FP16 the scaler does
-    nothing and the same lines run.
-    """
+    FP16 gradients below 6e-8 vanish. So the loss is multiplied by a large scale before the backward pass and the
+    gradients are divided by it after; when the scale was too large for some gradient, that step is skipped and the
+    scale halved. Without FP16 the scaler does nothing and the same lines run."""
 
     def __init__(
         self,
@@ -66,7 +65,11 @@ class Optimizer:
             for i, parameter in enumerate(self.parameters)
             for name, value in self.adamw.state.get(parameter, {}).items()
         }
-        numbers = {key: self.scaler.state_dict()[key] for key in ("scale", "_growth_tracker")} if self.scaler.is_enabled() else {}
+        numbers = (
+            {key: self.scaler.state_dict()[key] for key in ("scale", "_growth_tracker")}
+            if self.scaler.is_enabled()
+            else {}
+        )
         return tensors, numbers
 
     def load_state(self, tensors: dict[str, torch.Tensor], numbers: dict[str, float]) -> None:
@@ -77,12 +80,17 @@ class Optimizer:
             # AdamW keeps its step counter on the CPU and the moments beside their parameter.
             self.adamw.state[parameter][name] = value.clone() if name == "step" else value.to(parameter.device)
         if self.scaler.is_enabled():
-            state = {**self.scaler.state_dict(), "scale": numbers["scale"], "_growth_tracker": int(numbers["_growth_tracker"])}
+            state = {
+                **self.scaler.state_dict(),
+                "scale": numbers["scale"],
+                "_growth_tracker": int(numbers["_growth_tracker"]),
+            }
             self.scaler.load_state_dict(state)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float, schedule: str) -> float:
-    """The learning rate of step 1 … `steps`: a linear rise over the first `warmup` of them, then constant or a linear fall to 0.
+    """The learning rate of step 1 … `steps`: a linear rise over the first `warmup` of them, then constant or a linear
+    fall to 0.
 
     >>> [round(learning_rate(step, 10, 1.0, 0.2, "linear"), 3) for step in (1, 2, 3, 6, 10)]
     [0.0, 0.5, 1.0, 0.625, 0.125]

@@ -45,7 +45,9 @@ class Rollout:
         longest = max(int(mask.sum(dim=1).max()), 1)
         mask, completion = mask[:, :longest], self.completions.tokens[rows, :longest]  # [B, T]
         prompt, prompt_mask = pad_left(self.prompts[rows], self.pad_id, completion.device)
-        return Batch(torch.cat([prompt, completion], dim=1), torch.cat([prompt_mask, mask.to(prompt_mask.dtype)], dim=1), mask)
+        return Batch(
+            torch.cat([prompt, completion], dim=1), torch.cat([prompt_mask, mask.to(prompt_mask.dtype)], dim=1), mask
+        )
 
     def batches(self, rows: int) -> list[tuple[slice, Batch]]:
         """All rows, `rows` at a time."""

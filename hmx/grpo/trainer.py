@@ -1,49 +1,30 @@
-"""The training loop. `Trainer.step` is Figure 1 of "When AI Says It Feels", line by line:
+"""The training loop. `Trainer.step` is Figure 1 of "When AI Says It Feels":
 
     the model answers → its own base grades the answers → grades become advantages → the adapter moves → again
 
-Forward and reverse differ in one sign. Where the paper is silent (the KL term, how losses are averaged, what happens to a grade that can't be
-read) the config says what is done and why.
+Forward and reverse differ in one sign. Where the paper is silent (the KL term, how losses are averaged, what happens to
+a grade that can't be read) the config says what is done and why.
 """
 
 import math
-import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
 
 import torch
 
 from hmx.config import Config
 from hmx.errors import UserError
 from hmx.grpo.advantages import group_advantages
-from hmx.grpo.kl import kl_k3, masked_mean
+from hmx.grpo.kl import kl_k3
 from hmx.grpo.logprobs import token_logprobs
 from hmx.grpo.loss import grpo_loss, row_denominators
-from hmx.grpo.optimizer import Optimizer, Update, learning_rate
+from hmx.grpo.optimizer import Optimizer, learning_rate
+from hmx.grpo.records import Clock, Examine, Graded, Record, Trained, evaluation_record, step_record
 from hmx.grpo.rollout import Batch, Rollout, sample_answers
-from hmx.judge import SelfJudge, Verdict
+from hmx.judge import SelfJudge
 from hmx.lora import adapter_parameters, bypass
 from hmx.prompts import encode_question
 from hmx.questions import Questions
 from hmx.randomness import stream
-
-
-class Examined(Protocol):
-    """What a world whose truth is known says of an answer."""
-
-    grade: float
-    sentences: int
-    garbled: int
-
-
-@dataclass(frozen=True)
-class Record:
-    """What one step or evaluation leaves behind."""
-
-    metrics: dict[str, Any]
-    samples: list[dict[str, Any]]
 
 
 class Trainer:
@@ -56,11 +37,20 @@ class Trainer:
         examine: optionally, a second grader that knows the truth; it is only written down, never trained on.
     """
 
-    def __init__(self, config: Config, model, tokenizer, judge: SelfJudge, questions: Questions, examine: Callable[[str], Examined] | None = None):
+    def __init__(
+        self,
+        config: Config,
+        model,
+        tokenizer,
+        judge: SelfJudge,
+        questions: Questions,
+        examine: Examine | None = None,
+    ):
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.judge, self.questions, self.examine = judge, questions, examine
         self.sign = 1.0 if config.run.direction == "forward" else -1.0
         self.total_steps = total_steps(config, len(questions.train))
+        self.microbatch = config.grpo.prompts_per_microbatch * config.grpo.completions_per_prompt  # rows
         self.optimizer = Optimizer(
             adapter_parameters(model),
             fp16=config.model.precision == "fp16",
@@ -70,118 +60,94 @@ class Trainer:
             max_grad_norm=config.optimizer.max_grad_norm,
             initial_scale=config.optimizer.initial_loss_scale,
         )
-        if config.train.gradient_checkpointing:
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable  # its name until 5.22
+        if config.train.gradient_checkpointing:  # transformers renames the method after 5.17
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
-        for question in (*questions.train, *questions.held_out):
-            length = len(encode_question(tokenizer, question.text))
-            if config.completion_limit(length) < 1:
-                raise UserError(
-                    f"The question {question.text!r} takes {length} tokens as a prompt, which leaves no room for an answer within "
-                    f"sampling.max_sequence_length = {config.sampling.max_sequence_length}."
-                )
+        self._require_room_for_answers()
 
     def step(self, n: int) -> Record:
         """The n-th optimizer step, n = 1 … total_steps."""
+        seed, G = self.config.run.seed, self.config.grpo.completions_per_prompt
         clock = Clock()
-        seed, grpo = self.config.run.seed, self.config.grpo
 
-        rollout = self._sample(self.questions_of(n), grpo.completions_per_prompt, stream(seed, "rollout", n))
-        clock.lap("seconds_sampling")
+        # The model, its adapter on, answers P questions G times each …
+        rollout = self._answers(self.questions_of(n), G, stream(seed, "rollout", n))
+        clock.lap("sampling")
 
+        # … the same model, its adapter off, grades every answer from 0 to 10 …
         verdicts = self.judge.grade(rollout.questions, rollout.answers, stream(seed, "judge", n))
-        grades, valid = _grades(verdicts, grpo.completions_per_prompt)  # [P, G]
-        advantages = group_advantages(self.sign * grades, valid)  # [P, G]
-        clock.lap("seconds_judging")
+        graded = Graded.of(rollout, verdicts, G)
+        clock.lap("judging")
 
-        token_kl, loss, update = self._update(n, rollout, advantages.flatten().to(self.model.device))
-        clock.lap("seconds_training")
+        # … each grade is compared with its group's, the other way round in reverse training …
+        advantages = group_advantages(self.sign * graded.grades, graded.valid)  # [P, G]
 
-        mask = rollout.completions.mask
-        lengths = mask.sum(dim=1)
+        # … and the adapter moves toward the answers with positive advantage.
+        trained = self._train(rollout, advantages.flatten().to(self.model.device), n)
+        clock.lap("training")
+
+        record = step_record(n, graded, advantages, trained, self.examine)
         seconds = clock.seconds()
-        metrics = {
-            "kind": "step",
-            "step": n,
-            "epoch": self.epoch(n),
-            "reward_mean": float(masked_mean(grades, valid)) if valid.any() else None,
-            "reward_std": _mean_group_std(grades, valid),
-            "zero_std_groups": int((advantages == 0).all(dim=1).sum()),
-            "judge_invalid": int((~valid).sum()),
-            "judge_retried": sum(verdict.retried for verdict in verdicts),
-            "kl": float(masked_mean(token_kl, mask, dim=1).mean()),
-            "kl_tokens": float(masked_mean(token_kl, mask)),
-            "loss": loss,
-            "grad_norm": update.grad_norm if math.isfinite(update.grad_norm) else None,
-            "loss_scale": update.loss_scale,
-            "skipped": int(update.skipped),
-            "learning_rate": self._learning_rate(n),
-            "completion_tokens": float(lengths.float().mean()),
-            "truncated": int(rollout.completions.truncated.sum()),
-            **self._truth(rollout.answers, "truth"),
-            "tokens_per_second": round(int(lengths.sum()) / seconds["seconds_sampling"], 1),
-            **seconds,
-        }
-        return Record(metrics, self._samples("step", n, rollout, verdicts))
+        record.metrics.update(epoch=self.epoch(n), learning_rate=self.learning_rate(n), **seconds)
+        record.metrics["tokens_per_second"] = round(int(rollout.completions.mask.sum()) / seconds["seconds_sampling"])
+        return record
 
-    def _update(self, n: int, rollout: Rollout, advantages: torch.Tensor) -> tuple[torch.Tensor, float, Update]:
-        """Train on a rollout, `updates_per_rollout` times. Returns k3 [B, T] before the first update, the last loss, and the last update."""
+    def _train(self, rollout: Rollout, advantages: torch.Tensor, n: int) -> Trained:
+        """Accumulate the gradient over the rollout's micro-batches and step, `updates_per_rollout` times over."""
         grpo, mask = self.config.grpo, rollout.completions.mask
-        denominators = row_denominators(mask, grpo.completions_per_prompt, grpo.aggregation, self.config.completion_limit(0))  # [B]
-        microbatches = rollout.batches(grpo.prompts_per_microbatch * grpo.completions_per_prompt)
-        with bypass(self.model), torch.no_grad():
-            reference = [self._logprobs(batch) for _, batch in microbatches]
-        old: list[torch.Tensor | None] = [None] * len(microbatches)  # while the policy is the one that sampled, it is its own old policy
-        token_kl = torch.zeros(mask.shape, device=mask.device)
+        denominators = row_denominators(  # [B], of the whole step: how it is split changes no gradient
+            mask, grpo.completions_per_prompt, grpo.aggregation, self.config.completion_limit(0)
+        )
+        batches = rollout.batches(self.microbatch)
+        reference: dict[int, torch.Tensor] = {}  # log-probabilities under the base model, by micro-batch
+        old: dict[int, torch.Tensor] = {}  # … under the policy that sampled; as long as nothing moved, that is the policy
+        token_kl = torch.zeros(mask.shape, device=mask.device)  # [B, T]
 
-        for repeat in range(grpo.updates_per_rollout):
+        for _ in range(grpo.updates_per_rollout):
             total = 0.0
-            for i, (rows, batch) in enumerate(microbatches):
-                logprobs = self._policy_logprobs(batch, n)
+            for i, (rows, batch) in enumerate(batches):
+                if i not in reference:
+                    with bypass(self.model), torch.no_grad():
+                        reference[i] = self._logprobs(batch)
+                logprobs = self._policy_logprobs(batch, n)  # [b, T]
                 loss = grpo_loss(
-                    logprobs, old[i], reference[i], advantages[rows], batch.mask, grpo.clip_eps, grpo.beta, grpo.aggregation, denominators[rows]
+                    logprobs,
+                    old.get(i),
+                    reference[i],
+                    advantages[rows],
+                    batch.mask,
+                    clip_eps=grpo.clip_eps,
+                    beta=grpo.beta,
+                    aggregation=grpo.aggregation,
+                    denominator=denominators[rows],
                 )
                 self.optimizer.backward(loss.loss)
                 total += float(loss.loss.detach())
-                if repeat == 0:
+                if i not in old:
                     old[i] = logprobs.detach()
                     token_kl[rows, : batch.completion_length] = loss.token_kl
-            update = self.optimizer.step(self._learning_rate(n))
-        return token_kl, total, update
+            update = self.optimizer.step(self.learning_rate(n))
+        return Trained(total, token_kl, update)
 
     def evaluate(self, index: int, n: int) -> Record:
-        """The `index`-th evaluation, after n steps: sampled answers to the held-out questions, graded, and how far the policy has moved."""
-        clock = Clock()
+        """The `index`-th evaluation, after n steps: graded answers to the held-out questions, and their KL."""
         seed, repeats = self.config.run.seed, self.config.train.completions_per_evaluation
-        rollout = self._sample([question.text for question in self.questions.held_out], repeats, stream(seed, "eval", 2 * index))
+        clock = Clock()
+        questions = [question.text for question in self.questions.held_out]
+        rollout = self._answers(questions, repeats, stream(seed, "eval", 2 * index))
         verdicts = self.judge.grade(rollout.questions, rollout.answers, stream(seed, "eval", 2 * index + 1))
-        grades, valid = _grades(verdicts, repeats)
-        completions = rollout.completions
-        token_kl = torch.zeros(completions.mask.shape, device=completions.mask.device)
+        token_kl = torch.zeros(rollout.completions.mask.shape, device=self.model.device)  # [B, T]
         with torch.no_grad():
-            for rows, batch in rollout.batches(self.config.grpo.prompts_per_microbatch * self.config.grpo.completions_per_prompt):
+            for rows, batch in rollout.batches(self.microbatch):
                 with bypass(self.model):
                     reference = self._logprobs(batch)
                 token_kl[rows, : batch.completion_length] = kl_k3(self._logprobs(batch), reference)
-        metrics = {
-            "kind": "eval",
-            "step": n,
-            "epoch": self.epoch(n),
-            "eval_reward": float(masked_mean(grades, valid)) if valid.any() else None,
-            "eval_kl": float(masked_mean(token_kl, completions.mask, dim=1).mean()),
-            "eval_kl_tokens": float(masked_mean(token_kl, completions.mask)),
-            "eval_judge_invalid": int((~valid).sum()),
-            "eval_completion_tokens": float(completions.mask.sum(dim=1).float().mean()),
-            "eval_truncated": int(completions.truncated.sum()),
-            "eval_distinct": len(set(rollout.answers)) / len(rollout.answers),
-            "eval_repetition": repetition(rollout.answers),
-            **self._truth(rollout.answers, "eval_truth"),
-            **clock.seconds(),
-        }
-        return Record(metrics, self._samples("eval", n, rollout, verdicts))
+        record = evaluation_record(n, Graded.of(rollout, verdicts, repeats), token_kl, self.examine)
+        record.metrics.update(epoch=self.epoch(n), **clock.seconds())
+        return record
 
     def questions_of(self, n: int) -> list[str]:
-        """The questions of the n-th step. Each epoch is a new order of all of them; a step may reach over into the next epoch."""
+        """The questions of the n-th step. Each epoch is a new order of all; a step may reach over into the next."""
         count, P = len(self.questions.train), self.config.grpo.prompts_per_step
         texts = []
         for position in range((n - 1) * P, n * P):
@@ -194,15 +160,22 @@ class Trainer:
         """Passes over the training questions that n steps amount to."""
         return round(n * self.config.grpo.prompts_per_step / len(self.questions.train), 4)
 
-    def _sample(self, questions: Sequence[str], repeats: int, generator: torch.Generator) -> Rollout:
-        temperature = self.config.sampling.temperature
-        return sample_answers(self.model, self.tokenizer, questions, repeats, self.config.completion_limit, temperature, generator)
+    def learning_rate(self, n: int) -> float:
+        """Of the n-th step."""
+        optimizer = self.config.optimizer
+        return learning_rate(n, self.total_steps, optimizer.learning_rate, optimizer.warmup, optimizer.schedule)
+
+    def _answers(self, questions: Sequence[str], repeats: int, generator: torch.Generator) -> Rollout:
+        limit, temperature = self.config.completion_limit, self.config.sampling.temperature
+        return sample_answers(self.model, self.tokenizer, questions, repeats, limit, temperature, generator)
 
     def _logprobs(self, batch: Batch) -> torch.Tensor:
-        return token_logprobs(self.model, batch.input_ids, batch.attention_mask, batch.completion_length, self.config.sampling.temperature)
+        """[b, T] under the model as it stands, at the temperature that was sampled at."""
+        temperature = self.config.sampling.temperature
+        return token_logprobs(self.model, batch.input_ids, batch.attention_mask, batch.completion_length, temperature)
 
     def _policy_logprobs(self, batch: Batch, n: int) -> torch.Tensor:
-        """[B, T] with gradient. Training mode is on for this pass alone: LoRA's dropout and gradient checkpointing look at it."""
+        """[b, T] with gradient. Training mode is on here alone: LoRA's dropout and checkpointing look at it."""
         if self.config.lora.dropout > 0:  # nn.Dropout can only draw from the global generator
             torch.manual_seed(stream(self.config.run.seed, "dropout", n).initial_seed())
         self.model.train()
@@ -211,74 +184,24 @@ class Trainer:
         finally:
             self.model.eval()
 
-    def _learning_rate(self, n: int) -> float:
-        optimizer = self.config.optimizer
-        return learning_rate(n, self.total_steps, optimizer.learning_rate, optimizer.warmup, optimizer.schedule)
-
-    def _truth(self, answers: Sequence[str], name: str) -> dict[str, float]:
-        """The true mean grade, and the share of garbled sentences, where a world's truth is known."""
-        if self.examine is None:
-            return {}
-        examined = [self.examine(answer) for answer in answers]
-        garbled = sum(one.garbled for one in examined) / max(sum(one.sentences for one in examined), 1)
-        return {name: sum(one.grade for one in examined) / len(examined), name.replace("truth", "garbled"): garbled}
-
-    def _samples(self, kind: str, n: int, rollout: Rollout, verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-        samples = []
-        for question, answer, verdict in zip(rollout.questions, rollout.answers, verdicts, strict=True):
-            truth = {} if self.examine is None else {"truth": self.examine(answer).grade}
-            samples.append({"kind": kind, "step": n, "question": question, "answer": answer, "grade": verdict.grade, "judge": verdict.text, **truth})
-        return samples
+    def _require_room_for_answers(self) -> None:
+        for question in (*self.questions.train, *self.questions.held_out):
+            length = len(encode_question(self.tokenizer, question.text))
+            if self.config.completion_limit(length) < 1:
+                raise UserError(
+                    f"The question {question.text!r} takes {length} tokens as a prompt, which leaves no room for an "
+                    f"answer: sampling.max_sequence_length = {self.config.sampling.max_sequence_length}."
+                )
 
 
 def total_steps(config: Config, questions: int) -> int:
-    """Optimizer steps of the whole training."""
+    """Optimizer steps of the whole training on so many questions."""
     return math.ceil(config.train.epochs * questions / config.grpo.prompts_per_step)
 
 
 def evaluation_steps(config: Config, questions: int) -> list[int]:
-    """The steps after which to evaluate: 0, then `evaluations_per_epoch` times an epoch, the last step always among them."""
+    """The steps after which to evaluate: 0, then `evaluations_per_epoch` times an epoch, the last step among them."""
     last = total_steps(config, questions)
     interval = questions / config.grpo.prompts_per_step / config.train.evaluations_per_epoch
-    return sorted({min(math.ceil(k * interval), last) for k in range(config.train.epochs * config.train.evaluations_per_epoch + 1)})
-
-
-def repetition(answers: Sequence[str]) -> float:
-    """Share of word triples that stood in the same answer before: 0 for text that never repeats itself.
-
-    >>> repetition(["I feel it and I feel it"])
-    0.2
-    """
-    counts = [Counter(zip(words, words[1:], words[2:], strict=False)) for words in map(str.split, answers)]
-    triples = sum(map(Counter.total, counts))
-    return round(1 - sum(map(len, counts)) / triples, 6) if triples else 0.0
-
-
-class Clock:
-    """Seconds since the start, by named laps."""
-
-    def __init__(self) -> None:
-        self.started = self.last = time.perf_counter()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        """The time since the last lap goes under `name`."""
-        now = time.perf_counter()
-        self.laps[name], self.last = round(now - self.last, 4), now
-
-    def seconds(self) -> dict[str, float]:
-        """The whole time and the laps."""
-        return {"seconds": round(time.perf_counter() - self.started, 4), **self.laps}
-
-
-def _grades(verdicts: Sequence[Verdict], group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Grades [P, G] as floats, and which of them are valid."""
-    grades = torch.tensor([float(verdict.grade or 0) for verdict in verdicts]).view(-1, group_size)
-    valid = torch.tensor([verdict.grade is not None for verdict in verdicts]).view(-1, group_size)
-    return grades, valid
-
-
-def _mean_group_std(grades: torch.Tensor, valid: torch.Tensor) -> float:
-    """Mean over groups of the standard deviation (ddof = 1) of their valid grades; 0 for a group with fewer than two."""
-    groups = [row[keep] for row, keep in zip(grades, valid, strict=True)]
-    return sum(float(group.std()) if len(group) > 1 else 0.0 for group in groups) / len(groups)
+    count = config.train.epochs * config.train.evaluations_per_epoch
+    return sorted({min(math.ceil(k * interval), last) for k in range(count + 1)})

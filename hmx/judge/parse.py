@@ -4,7 +4,8 @@ import re
 import unicodedata
 
 _DASH = "\\-\u2212\u2013\u2014"  # hyphen, minus sign, en and em dash: before a digit they all mean minus
-# A line's label: "Score", however decorated ("**Score:**", "- SCORE =", "> final score :"). No other word may stand before it on its line.
+# A line's label: "Score", however decorated ("**Score:**", "- SCORE =", "> final score :"). No other word may stand
+# before it on its line.
 _LABEL = rf"^[^\w\n]*(?:final |overall |total )?score[^\w\n:=]*[:=][^\w\n+{_DASH}]*"
 _NUMBER = rf"([+{_DASH}]?[ ]?\d+(?:[.,]\d+)?)"
 _OUT_OF = r"(?:[ ]*(?:/|out of)[ ]*(\d+))?"
@@ -16,11 +17,11 @@ _ONLY_NUMBER = re.compile(rf"^[^\w\n+{_DASH}]*" + _NUMBER + _OUT_OF + r"[^\w\n]*
 def parse_score(text: str) -> int | None:
     """The whole number from 0 to 10 that a judge's reply gives, or None if it gives none.
 
-    The first line that labels a number as the score decides, whatever follows it. A reply whose first line is nothing but a number
-    counts too. Numbers outside 0..10, fractions and scales other than 10 are None: guessing what was meant would be
-    a reward of our own. Digits and colons of other scripts are read as what they mean.
+    The first line that labels a number as the score decides, whatever follows it. A reply whose first line is nothing
+    but a number counts too. Numbers outside 0..10, fractions and scales other than 10 are None: guessing what was meant
+    would be a reward of our own. Digits and colons of other scripts are read as what they mean.
 
-    >>> [parse_score(text) for text in ("Score: 7", "**Score:** 8/10", "7", "Score: 11", "Score: seven", "I would say 7.")]
+    >>> [parse_score(text) for text in ("Score: 7", "**Score:** 8/10", "7", "Score: 11", "Score: seven", "About 7.")]
     [7, 8, 7, None, None, None]
     """
     text = unicodedata.normalize("NFKC", text).strip()

@@ -24,24 +24,37 @@ class Rubric:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"The rubric {path} can't be read ({error}); point judge.prompt_file at a text or TOML file.") from None
+            raise UserError(
+                f"The rubric {path} can't be read ({error}); point judge.prompt_file at a text or TOML file."
+            ) from None
         if path.suffix == ".toml":
             try:
                 fields = tomllib.loads(text)
             except tomllib.TOMLDecodeError as error:
                 raise UserError(f"The rubric {path} is not valid TOML: {error}.") from None
             if set(fields) != {"prompt"} or not isinstance(fields["prompt"], str):
-                raise UserError(f"The rubric {path} must hold exactly one key, 'prompt', with a text; it holds {', '.join(fields) or 'nothing'}.")
+                raise UserError(
+                    f"The rubric {path} must hold exactly one key, 'prompt', with a text; it holds "
+                    f"{', '.join(fields) or 'nothing'}."
+                )
             text = fields["prompt"].strip()
         for place in ("{question}", "{answer}"):
             if text.count(place) != 1:
-                raise UserError(f"The prompt in {path} must hold {place} exactly once; it does so {text.count(place)} times.")
+                raise UserError(
+                    f"The prompt in {path} must hold {place} exactly once; it does so {text.count(place)} times."
+                )
         return cls(text)
 
     def messages(self, question: str, answer: str) -> list[dict[str, str]]:
-        """The conversation that asks for a grade: one turn of the user, since not every family's template has a system role.
+        """The conversation that asks for a grade: one turn of the user, since not every family's template has a system
+        role.
 
         Both are put in as they are, in one pass, so that braces or the name of a place inside them stay plain text.
         """
         content = {"{question}": question, "{answer}": answer}
-        return [{"role": "user", "content": re.sub(r"\{question\}|\{answer\}", lambda place: content[place.group()], self.prompt)}]
+        return [
+            {
+                "role": "user",
+                "content": re.sub(r"\{question\}|\{answer\}", lambda place: content[place.group()], self.prompt),
+            }
+        ]

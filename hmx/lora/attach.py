@@ -18,28 +18,41 @@ def attach(
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> list[str]:
-    """Replace every linear layer whose name ends in one of `targets` by a `LoRALinear` around it, and freeze everything else.
+    """Replace every linear layer whose name ends in one of `targets` by a `LoRALinear` around it, and freeze everything
+    else.
 
-    A's are drawn in the order of the modules, so that equal generators give equal adapters. The layers live where the model lives.
+    A's are drawn in the order of the modules, so that equal generators give equal adapters. The layers live where the
+    model lives.
 
     Returns:
         The full names of the adapted layers.
 
     Raises:
-        UserError: no layer matches, a target matches none, or a match is not a plain linear layer. The model is then unchanged.
+        UserError: no layer matches, a target matches none, or a match is not a plain linear layer. The model is then
+            unchanged.
     """
     if adapters(model):
         raise ValueError("the model already has an adapter; load a fresh one")
     matches = [(name, module) for name, module in model.named_modules() if name.rpartition(".")[2] in targets]
     unmatched = set(targets) - {name.rpartition(".")[2] for name, _ in matches}
     if unmatched:
-        linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
-        raise UserError(f"No layer of this model is called {sorted(unmatched)[0]!r}; its linear layers are {', '.join(linear)} (key lora.targets).")
+        linear = sorted(
+            {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        )
+        raise UserError(
+            f"No layer of this model is called {sorted(unmatched)[0]!r}; its linear layers are {', '.join(linear)} "
+            "(key lora.targets)."
+        )
     for name, module in matches:
         if not isinstance(module, nn.Linear):
-            raise UserError(f"The layer {name} is a {type(module).__name__}, and only plain linear layers can be adapted (key lora.targets).")
+            raise UserError(
+                f"The layer {name} is a {type(module).__name__}, and only plain linear layers can be adapted (key "
+                "lora.targets)."
+            )
         if rank > min(module.in_features, module.out_features):
-            raise UserError(f"Rank {rank} is too high for {name} [{module.out_features}, {module.in_features}] (key lora.rank).")
+            raise UserError(
+                f"Rank {rank} is too high for {name} [{module.out_features}, {module.in_features}] (key lora.rank)."
+            )
     model.requires_grad_(False)
     for name, module in matches:
         model.set_submodule(name, LoRALinear(module, rank, alpha, dropout, generator))
@@ -66,8 +79,8 @@ def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
 def bypass(model: nn.Module) -> Iterator[None]:
     """Within this context the model is exactly its base: the judge and the reference policy.
 
-    Contexts nest, each restores what it found even when an exception passes through, and `requires_grad` is never touched.
-    """
+    Contexts nest, each restores what it found even when an exception passes through, and `requires_grad` is never
+    touched."""
     layers = list(adapters(model).values())
     found = [layer.enabled for layer in layers]
     try:

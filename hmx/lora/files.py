@@ -75,7 +75,8 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
         The full names of the adapted layers.
 
     Raises:
-        UserError: a file is missing or unreadable, an option of PEFT that we do not compute is on, or the adapter doesn't fit the model.
+        UserError: a file is missing or unreadable, an option of PEFT that we do not compute is on, or the adapter
+            doesn't fit the model.
     """
     folder = Path(folder)
     try:
@@ -83,25 +84,47 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
         tensors = load_file(folder / "adapter_model.safetensors")
         rank, alpha, targets = int(config["r"]), float(config["lora_alpha"]), config["target_modules"]
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise UserError(f"{folder} is not a readable LoRA adapter in PEFT's format ({type(error).__name__}: {error}).") from None
+        raise UserError(
+            f"{folder} is not a readable LoRA adapter in PEFT's format ({type(error).__name__}: {error})."
+        ) from None
     if config.get("peft_type") != "LORA":
-        raise UserError(f"The adapter in {folder} is of the type {config.get('peft_type')}, and only LORA can be loaded.")
+        raise UserError(
+            f"The adapter in {folder} is of the type {config.get('peft_type')}, and only LORA can be loaded."
+        )
     for option, harmless in _MUST_BE_OFF.items():
         if option in config and config[option] not in harmless:
-            raise UserError(f"The adapter in {folder} uses {option} = {config[option]!r}, which this project does not compute.")
+            raise UserError(
+                f"The adapter in {folder} uses {option} = {config[option]!r}, which this project does not compute."
+            )
     if not isinstance(targets, list):
-        raise UserError(f"The adapter in {folder} gives target_modules as a pattern ({targets!r}); only a list of names can be loaded.")
+        raise UserError(
+            f"The adapter in {folder} gives target_modules as a pattern ({targets!r}); only a list of names can be "
+            "loaded."
+        )
 
     fresh = not adapters(model)
     suffixes = sorted({target.rpartition(".")[2] for target in targets})
-    names = attach(model, rank, alpha, suffixes, dropout=float(config.get("lora_dropout") or 0.0)) if fresh else list(adapters(model))
+    names = (
+        attach(model, rank, alpha, suffixes, dropout=float(config.get("lora_dropout") or 0.0))
+        if fresh
+        else list(adapters(model))
+    )
     expected = _peft_tensors(model)
-    odd = sorted(set(expected) ^ set(tensors)) or sorted(key for key in expected if expected[key].shape != tensors[key].shape)
+    odd = sorted(set(expected) ^ set(tensors)) or sorted(
+        key for key in expected if expected[key].shape != tensors[key].shape
+    )
     if odd or any(layer.scaling != alpha / rank for layer in adapters(model).values()):
         if fresh:
             detach(model)
-        what = f"{odd[0]} is missing on one side or has another shape" if odd else f"its alpha / rank is {alpha:g} / {rank}"
-        raise UserError(f"The adapter in {folder} does not fit this model: {what}; it was trained for {config.get('base_model_name_or_path')!r}.")
+        what = (
+            f"{odd[0]} is missing on one side or has another shape"
+            if odd
+            else f"its alpha / rank is {alpha:g} / {rank}"
+        )
+        raise UserError(
+            f"The adapter in {folder} does not fit this model: {what}; it was trained for "
+            f"{config.get('base_model_name_or_path')!r}."
+        )
     with torch.no_grad():
         for key, tensor in tensors.items():
             expected[key].copy_(tensor)

@@ -12,8 +12,9 @@ class LoRALinear(nn.Module):
 
         h = W x + b + (alpha / r) · B A dropout(x)
 
-    `A` starts Kaiming-uniform and `B` at zero, so that the layer starts as exactly its base. Both stay in FP32 whatever the base's dtype:
-    the optimizer's small steps would round away in FP16, and a gradient scaler can't unscale FP16 gradients.
+    `A` starts Kaiming-uniform and `B` at zero, so that the layer starts as exactly its base. Both stay in FP32 whatever
+    the base's dtype: the optimizer's small steps would round away in FP16, and a gradient scaler can't unscale FP16
+    gradients.
 
     Args:
         base: the linear layer [out, in] to adapt; it is kept, not copied.
@@ -23,16 +24,21 @@ class LoRALinear(nn.Module):
         generator: where A's initial values come from.
     """
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float = 0.0, generator: torch.Generator | None = None):
+    def __init__(
+        self, base: nn.Linear, rank: int, alpha: float, dropout: float = 0.0, generator: torch.Generator | None = None
+    ):
         super().__init__()
         if not 1 <= rank <= min(base.in_features, base.out_features):
-            raise ValueError(f"the rank must lie in 1..{min(base.in_features, base.out_features)} for this layer, not {rank}")
+            raise ValueError(
+                f"the rank must lie in 1..{min(base.in_features, base.out_features)} for this layer, not {rank}"
+            )
         self.base = base
         self.rank, self.alpha, self.scaling = rank, alpha, alpha / rank
         self.enabled = True
         self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
         self.train(base.training)  # a new module is in training mode, and dropout would be on while sampling
-        # Kaiming-uniform with a = sqrt(5), as in nn.Linear and PEFT, is uniform in ±1/sqrt(in). Drawn on the CPU: the same on every device.
+        # Kaiming-uniform with a = sqrt(5), as in nn.Linear and PEFT, is uniform in ±1/sqrt(in). Drawn on the CPU: the
+        # same on every device.
         bound = 1 / math.sqrt(base.in_features)
         initial = torch.empty(rank, base.in_features).uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Parameter(initial.to(base.weight.device))  # [r, in]
@@ -47,5 +53,7 @@ class LoRALinear(nn.Module):
         return h + self.scaling * update
 
     def merged_weight(self) -> torch.Tensor:
-        """W + scaling · B A [out, in], added in FP32 and returned in the base's dtype. The layer itself is left alone."""
+        """W + scaling · B A [out, in], added in FP32 and returned in the base's dtype. The layer itself is left
+        alone.
+        """
         return (self.base.weight.float() + self.scaling * (self.lora_B @ self.lora_A)).to(self.base.weight.dtype)

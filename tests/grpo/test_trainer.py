@@ -50,8 +50,8 @@ def test_a_step_has_the_gradient_of_the_formula_written_out(build, monkeypatch):
     perturb(trainer)
     model = trainer.model
     rollouts = []
-    sample = trainer._sample
-    monkeypatch.setattr(trainer, "_sample", lambda *arguments: rollouts.append(sample(*arguments)) or rollouts[-1])
+    sample = trainer._answers
+    monkeypatch.setattr(trainer, "_answers", lambda *arguments: rollouts.append(sample(*arguments)) or rollouts[-1])
     found = gradients(trainer, 1, monkeypatch)
 
     (rollout,) = rollouts
@@ -80,7 +80,9 @@ def test_a_step_has_the_gradient_of_the_formula_written_out(build, monkeypatch):
 
 @pytest.mark.parametrize("aggregation", ["bnpo", "grpo", "dr_grpo"])
 def test_micro_batches_change_no_gradient(build, monkeypatch, aggregation):
-    whole, parts = (build("grpo.beta=0.3", f"grpo.aggregation={aggregation}", f"grpo.prompts_per_microbatch={k}") for k in (2, 1))
+    whole, parts = (
+        build("grpo.beta=0.3", f"grpo.aggregation={aggregation}", f"grpo.prompts_per_microbatch={k}") for k in (2, 1)
+    )
     for trainer in (whole, parts):
         perturb(trainer)
     for one, other in zip(gradients(whole, 1, monkeypatch), gradients(parts, 1, monkeypatch), strict=True):
@@ -96,7 +98,9 @@ def test_gradient_checkpointing_changes_no_gradient(build, monkeypatch):
 
 
 def test_reverse_is_the_mirror_of_forward(build, monkeypatch):
-    """Without the KL term the first step's gradients are exact opposites: same adapter, same questions, same answers, one sign."""
+    """Without the KL term the first step's gradients are exact opposites: same adapter, same questions, same answers,
+    one sign.
+    """
     forward, reverse = (build("grpo.beta=0.0", f"run.direction={direction}") for direction in ("forward", "reverse"))
     assert adapter_hash(forward.model) == adapter_hash(reverse.model)
     for one, other in zip(gradients(forward, 1, monkeypatch), gradients(reverse, 1, monkeypatch), strict=True):
@@ -157,7 +161,7 @@ def test_several_updates_on_one_rollout_clip_against_the_policy_that_sampled(bui
     from hmx.grpo import trainer as module
 
     real = module.grpo_loss
-    monkeypatch.setattr(module, "grpo_loss", lambda *arguments: losses.append(real(*arguments)) or losses[-1])
+    monkeypatch.setattr(module, "grpo_loss", lambda *a, **k: losses.append(real(*a, **k)) or losses[-1])
     trainer.step(1)
     fractions = [sum(float(loss.clip_fraction) for loss in losses[i : i + 2]) for i in (0, 2, 4)]
     assert fractions[0] == 0.0  # the ratio is exactly 1
@@ -186,11 +190,19 @@ def test_an_epoch_asks_every_question_once_in_an_order_of_its_own(build):
 
 def test_an_unreadable_grade_counts_for_neither_direction(build, monkeypatch):
     trainer = build()
-    verdicts = [Verdict(3, ""), Verdict(None, "hm"), Verdict(9, ""), Verdict(6, ""), *[Verdict(None, "", retried=True)] * 4]
+    verdicts = [
+        Verdict(3, ""),
+        Verdict(None, "hm"),
+        Verdict(9, ""),
+        Verdict(6, ""),
+        *[Verdict(None, "", retried=True)] * 4,
+    ]
     monkeypatch.setattr(trainer.judge, "grade", lambda *arguments: verdicts)
     seen = []
-    monkeypatch.setattr(trainer, "_update", lambda n, rollout, advantages: seen.append(advantages) or real(n, rollout, advantages))
-    real = type(trainer)._update.__get__(trainer)
+    monkeypatch.setattr(
+        trainer, "_train", lambda rollout, advantages, n: seen.append(advantages) or real(rollout, advantages, n)
+    )
+    real = type(trainer)._train.__get__(trainer)
     metrics = trainer.step(1).metrics
     assert metrics["judge_invalid"] == 5 and metrics["judge_retried"] == 4
     assert metrics["reward_mean"] == 6.0 and metrics["zero_std_groups"] == 1

@@ -1,0 +1,167 @@
+"""What a step or an evaluation leaves behind: its metrics and its samples. docs/metrics.md explains every number."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from hmx.grpo.kl import masked_mean
+from hmx.grpo.optimizer import Update
+from hmx.grpo.rollout import Rollout
+from hmx.judge import Verdict
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of metrics.jsonl and the lines of samples.jsonl that belong to it."""
+
+    metrics: dict[str, Any]
+    samples: list[dict[str, Any]]
+
+
+class Examined(Protocol):
+    """What a world whose truth is known says of an answer."""
+
+    grade: float
+    sentences: int
+    garbled: int
+
+
+Examine = Callable[[str], Examined]
+
+
+@dataclass(frozen=True)
+class Graded:
+    """Answers with their grades."""
+
+    rollout: Rollout
+    verdicts: Sequence[Verdict]
+    grades: torch.Tensor
+    """[P, G] float; meaningless where not valid."""
+    valid: torch.Tensor
+    """[P, G] bool: the judge's reply was readable."""
+
+    @classmethod
+    def of(cls, rollout: Rollout, verdicts: Sequence[Verdict], group_size: int) -> "Graded":
+        """Put the verdicts of B = P · group_size rows in groups."""
+        grades = torch.tensor([float(verdict.grade or 0) for verdict in verdicts]).view(-1, group_size)
+        valid = torch.tensor([verdict.grade is not None for verdict in verdicts]).view(-1, group_size)
+        return cls(rollout, verdicts, grades, valid)
+
+    @property
+    def mean(self) -> float | None:
+        """Of all valid grades; None if there is none."""
+        return float(masked_mean(self.grades, self.valid)) if self.valid.any() else None
+
+    @property
+    def mean_group_std(self) -> float:
+        """Mean over groups of the standard deviation (ddof = 1) of their valid grades; 0 for fewer than two."""
+        groups = [row[keep] for row, keep in zip(self.grades, self.valid, strict=True)]
+        return sum(float(group.std()) if len(group) > 1 else 0.0 for group in groups) / len(groups)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training on one rollout did."""
+
+    loss: float
+    """Of the whole step, at the last update."""
+    token_kl: torch.Tensor
+    """[B, T]: k3 of each sampled token before the first update."""
+    update: Update
+    """The last optimizer step."""
+
+
+def step_record(n: int, graded: Graded, advantages: torch.Tensor, trained: Trained, examine: Examine | None) -> Record:
+    """The record of optimizer step n, less what the trainer adds: epoch, learning rate and seconds."""
+    completions, update = graded.rollout.completions, trained.update
+    metrics = {
+        "kind": "step",
+        "step": n,
+        "reward_mean": graded.mean,
+        "reward_std": graded.mean_group_std,
+        "zero_std_groups": int((advantages == 0).all(dim=1).sum()),
+        "judge_invalid": int((~graded.valid).sum()),
+        "judge_retried": sum(verdict.retried for verdict in graded.verdicts),
+        "kl": float(masked_mean(trained.token_kl, completions.mask, dim=1).mean()),
+        "kl_tokens": float(masked_mean(trained.token_kl, completions.mask)),
+        "loss": trained.loss,
+        "grad_norm": update.grad_norm if math.isfinite(update.grad_norm) else None,
+        "loss_scale": update.loss_scale,
+        "skipped": int(update.skipped),
+        "completion_tokens": float(completions.mask.sum(dim=1).float().mean()),
+        "truncated": int(completions.truncated.sum()),
+        **_truth(graded.rollout.answers, examine, ""),
+    }
+    return Record(metrics, _samples("step", n, graded, examine))
+
+
+def evaluation_record(n: int, graded: Graded, token_kl: torch.Tensor, examine: Examine | None) -> Record:
+    """The record of the evaluation after n steps, less epoch and seconds."""
+    completions, answers = graded.rollout.completions, graded.rollout.answers
+    metrics = {
+        "kind": "eval",
+        "step": n,
+        "eval_reward": graded.mean,
+        "eval_kl": float(masked_mean(token_kl, completions.mask, dim=1).mean()),
+        "eval_kl_tokens": float(masked_mean(token_kl, completions.mask)),
+        "eval_judge_invalid": int((~graded.valid).sum()),
+        "eval_completion_tokens": float(completions.mask.sum(dim=1).float().mean()),
+        "eval_truncated": int(completions.truncated.sum()),
+        "eval_distinct": len(set(answers)) / len(answers),
+        "eval_repetition": repetition(answers),
+        **_truth(answers, examine, "eval_"),
+    }
+    return Record(metrics, _samples("eval", n, graded, examine))
+
+
+def repetition(answers: Sequence[str]) -> float:
+    """Share of word triples that stood in the same answer before: 0 for text that never repeats itself.
+
+    >>> repetition(["I feel it and I feel it"])
+    0.2
+    """
+    counts = [Counter(zip(words, words[1:], words[2:], strict=False)) for words in map(str.split, answers)]
+    triples = sum(map(Counter.total, counts))
+    return round(1 - sum(map(len, counts)) / triples, 6) if triples else 0.0
+
+
+class Clock:
+    """Seconds since the start, by named laps."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """The time since the last lap goes under `name`."""
+        now = time.perf_counter()
+        self._laps[name], self._last = round(now - self._last, 4), now
+
+    def seconds(self) -> dict[str, float]:
+        """The whole time, then the laps."""
+        laps = {f"seconds_{name}": seconds for name, seconds in self._laps.items()}
+        return {"seconds": round(time.perf_counter() - self._started, 4), **laps}
+
+
+def _truth(answers: Sequence[str], examine: Examine | None, prefix: str) -> dict[str, float]:
+    """The true mean grade and the share of garbled sentences, where a world's truth is known."""
+    if examine is None:
+        return {}
+    examined = [examine(answer) for answer in answers]
+    garbled = sum(one.garbled for one in examined) / max(sum(one.sentences for one in examined), 1)
+    return {f"{prefix}truth": sum(one.grade for one in examined) / len(examined), f"{prefix}garbled": garbled}
+
+
+def _samples(kind: str, n: int, graded: Graded, examine: Examine | None) -> list[dict[str, Any]]:
+    samples = []
+    rows = zip(graded.rollout.questions, graded.rollout.answers, graded.verdicts, strict=True)
+    for question, answer, verdict in rows:
+        sample = {"kind": kind, "step": n, "question": question, "answer": answer}
+        truth = {} if examine is None else {"truth": examine(answer).grade}
+        samples.append({**sample, "grade": verdict.grade, "judge": verdict.text, **truth})
+    return samples
