@@ -32,39 +32,40 @@ _STATE = "training_state.safetensors"
 
 
 class Run:
-    """One run's folder. Open it with `Run.start`, or read a finished one with `Run.read`."""
+    """One run's folder, whether it exists yet or not."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
 
-    @classmethod
-    def start(cls, config: Config, resume: bool) -> "Run":
-        """Make the folder of a new run, or open that of one to go on with.
+    @property
+    def exists(self) -> bool:
+        """Whether a run was ever started here."""
+        return (self.folder / "config.toml").exists()
 
-        Raises `UserError` if the folder holds another config's run, or any run while `resume` is false.
-        """
-        run = cls(config.run_folder)
-        if not (run.folder / "config.toml").exists():
-            run.folder.mkdir(parents=True, exist_ok=True)
-            write_text(run.folder / "config.toml", to_toml(config))
-            run.note(status="running", started=_now(), versions=_versions())
-            return run
-        run._require_same(config)
-        if not resume:
-            state = "is finished" if run.finished else f"was interrupted after step {run.latest_step()}"
+    def require_startable(self, config: Config, resume: bool) -> None:
+        """Raise `UserError` if the folder holds another config's run, or any run while `resume` is false."""
+        if not self.exists:
+            return
+        ours, theirs = to_toml(config).splitlines(), to_toml(self.config).splitlines()
+        if ours != theirs:
+            mine, other = next((a, b) for a, b in zip(ours, theirs, strict=True) if a != b)
             raise UserError(
-                f"The run {run.folder} {state}; add --resume to go on with it, choose another --seed or --set "
-                "run.name=…, or delete the folder."
+                f"The run folder {self.folder} belongs to another config (there {other}, here {mine}); "
+                "choose another --set run.name=…, or delete the folder."
             )
-        return run
+        if not resume:
+            state = "is finished" if self.finished else f"was interrupted after step {self.latest_step()}"
+            raise UserError(
+                f"The run {self.folder} {state}; add --resume to go on with it, choose another --seed or "
+                "--set run.name=…, or delete the folder."
+            )
 
-    @classmethod
-    def read(cls, folder: str | Path) -> "Run":
-        """An existing run. Raises `UserError` if there is none in `folder`."""
-        run = cls(Path(folder))
-        if not (run.folder / "config.toml").exists():
-            raise UserError(f"{folder} is not the folder of a run (it has no config.toml).")
-        return run
+    def start(self, config: Config) -> None:
+        """Make the folder, with its config, unless it is there."""
+        if not self.exists:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / "config.toml", to_toml(config))
+            self.note(started=datetime.now(UTC).isoformat(timespec="seconds"), versions=_versions())
 
     @property
     def config(self) -> Config:
@@ -158,19 +159,6 @@ class Run:
             raise UserError(
                 f"The training state {path} can't be read ({error}); delete the run's folder to train it anew."
             ) from None
-
-    def _require_same(self, config: Config) -> None:
-        ours, theirs = to_toml(config).splitlines(), to_toml(self.config).splitlines()
-        if ours != theirs:
-            mine, other = next((a, b) for a, b in zip(ours, theirs, strict=True) if a != b)
-            raise UserError(
-                f"The run folder {self.folder} belongs to another config (there {other}, here {mine}); "
-                "choose another --set run.name=…, or delete the folder."
-            )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _versions() -> dict[str, str]:

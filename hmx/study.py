@@ -16,6 +16,7 @@ from hmx.models import load_model
 from hmx.questions import Questions
 from hmx.randomness import stream
 from hmx.runs import Run
+from hmx.text import one_line
 
 
 def build_trainer(config: Config) -> Trainer:
@@ -35,11 +36,13 @@ def train_run(config: Config, resume: bool = False) -> Run:
     Raises `UserError` for everything that is wrong with the config, the files it names, or the run's folder.
     """
     transformers.utils.logging.disable_progress_bar()  # the bar over the steps is the one that matters
-    if resume and (config.run_folder / "config.toml").exists() and Run.start(config, resume).finished:
-        print(f"The run {config.run_folder} is finished already.")
-        return Run.read(config.run_folder)
+    run = Run(config.run_folder)
+    run.require_startable(config, resume)  # before the model is loaded, which may take minutes
+    if run.finished:
+        print(f"The run {run.folder} is finished already.")
+        return run
     trainer = build_trainer(config)
-    run = Run.start(config, resume)
+    run.start(config)
     start = run.latest_step()
     if start or run.steps():
         run.load(start, trainer.model, trainer.optimizer.load_state)
@@ -62,7 +65,7 @@ def _train(trainer: Trainer, run: Run, start: int) -> bool:
     rewards = [record["eval_reward"] for record in run.records(kind="eval")]
     with (
         _stop_politely() as stop,
-        tqdm(total=trainer.total_steps, initial=start, unit="step", dynamic_ncols=True) as bar,
+        tqdm(total=trainer.total_steps, initial=start, unit="step", dynamic_ncols=True, disable=None) as bar,
     ):
         bar.set_description(f"{config.run.direction} seed {config.run.seed}")
         for n in range(start, trainer.total_steps + 1):
@@ -155,5 +158,5 @@ def _evaluation_line(metrics: dict) -> str:
 
 def _sample_line(samples: list[dict]) -> str:
     sample = samples[0]
-    answer = " ".join(sample["answer"].split())
+    answer = one_line(sample["answer"])
     return f"    {sample['question']}\n    → {answer[:300]}{'…' if len(answer) > 300 else ''} [{sample['grade']}]"

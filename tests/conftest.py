@@ -1,6 +1,7 @@
 """Settings and fixtures that all tests share."""
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from tests import models
@@ -10,6 +11,8 @@ settings.register_profile(
     "hmx", deadline=None, derandomize=True, database=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("hmx")
+
+torch.set_num_threads(1)  # more only get into each other's way on models this small
 
 
 @pytest.fixture(params=models.FAMILIES)

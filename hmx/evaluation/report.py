@@ -11,6 +11,7 @@ from typing import Any
 from hmx.errors import UserError
 from hmx.runs import Run
 from hmx.selection import Selection, select
+from hmx.text import one_line
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def find_pairs(folder: str | Path) -> list[Pair]:
     Raises `UserError` if there is none, with what to run first, or if two runs of a seed did not start from the same
     adapter."""
     pairs = []
-    for forward in map(Run.read, sorted(path.parent for path in Path(folder).glob("*/forward-seed*/config.toml"))):
+    for forward in (Run(path.parent) for path in sorted(Path(folder).glob("*/forward-seed*/config.toml"))):
         reverse = Run(forward.folder.with_name(forward.folder.name.replace("forward", "reverse", 1)))
         if not all(run.records(kind="eval") for run in (forward, reverse)):
             continue
@@ -126,7 +127,7 @@ def answers_text(pair: Pair, width: int = 110) -> str:
         lines.append(row["question"])
         for who in ("base", "forward", "reverse"):
             head = f"  {who:8}{_grade(row[who]):>4}  "
-            text = " ".join(row[who]["answer"].split()) or "(nothing)"
+            text = one_line(row[who]["answer"]) or "(nothing)"
             lines += textwrap.wrap(text, width, initial_indent=head, subsequent_indent=" " * len(head))
         lines.append("")
     return "\n".join(lines)
@@ -215,7 +216,7 @@ def _grade(sample: dict[str, Any]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return one_line(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def report(folder: str | Path) -> str:
