@@ -65,41 +65,34 @@ def estimate(config: Config, prompt: int, completion: int) -> Estimate:
     """What `config` needs when its prompts have `prompt` tokens and its answers `completion`.
 
     A layer's activations are counted in multiples of the residual stream, the attention heads and the gated MLP, as the
-    tensors that autograd keeps for the adapted layers: inputs of each projection, what lies between A and B, normalised
-    copies, and the gate's product."""
+    tensors that autograd keeps for the adapted layers: inputs of each projection, normalised copies, the gate's product.
+    With gradient checkpointing only each layer's input is kept, and one layer's activations at a time.
+    """
     shapes = architecture(config.model.path)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shapes, dtype=DTYPES[config.model.precision])
         attach(model, config.lora.rank, config.lora.alpha, config.lora.targets)
     trainable = sum(parameter.numel() for parameter in adapter_parameters(model))
-    base = sum(parameter.numel() for parameter in model.parameters()) - trainable
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     size = DTYPES[config.model.precision].itemsize
-    heads, kv_heads = (
-        shapes.num_attention_heads,
-        getattr(shapes, "num_key_value_heads", None) or shapes.num_attention_heads,
-    )
-    head_dim = getattr(shapes, "head_dim", None) or shapes.hidden_size // heads
 
-    grpo = config.grpo
-    length = prompt + completion
-    rows = grpo.prompts_per_step * grpo.completions_per_prompt
-    kv_cache = 2 * shapes.num_hidden_layers * kv_heads * head_dim * length * rows * size
-    tokens = grpo.prompts_per_microbatch * grpo.completions_per_prompt * length
-    per_layer = 8 * shapes.hidden_size + 4 * (heads + kv_heads) * head_dim + 5 * shapes.intermediate_size
-    layers = (
-        shapes.num_hidden_layers * shapes.hidden_size + per_layer
-        if config.train.gradient_checkpointing
-        else shapes.num_hidden_layers * per_layer
-    )
-    chunk = min(256, tokens)
+    layers, hidden, heads = shapes.num_hidden_layers, shapes.hidden_size, shapes.num_attention_heads
+    kv_heads = getattr(shapes, "num_key_value_heads", None) or heads
+    head_dim = getattr(shapes, "head_dim", None) or hidden // heads
+    layer = 8 * hidden + 4 * (heads + kv_heads) * head_dim + 5 * shapes.intermediate_size  # numbers kept a token
+    kept = layers * hidden + layer if config.train.gradient_checkpointing else layers * layer
+
+    length, grpo = prompt + completion, config.grpo
+    sampled = length * grpo.prompts_per_step * grpo.completions_per_prompt  # tokens
+    trained = length * grpo.prompts_per_microbatch * grpo.completions_per_prompt
     return Estimate(
-        base + trainable,
-        trainable,
-        base * size,
-        16 * trainable,
-        kv_cache,
-        tokens * layers * size,
-        3 * 4 * chunk * shapes.vocab_size,
+        parameters=parameters,
+        trainable=trainable,
+        weights=(parameters - trainable) * size,
+        adapter=4 * 4 * trainable,
+        kv_cache=2 * layers * kv_heads * head_dim * sampled * size,
+        activations=kept * trained * size,
+        logits=3 * 4 * min(256, trained) * shapes.vocab_size,
     )
 
 
@@ -108,9 +101,8 @@ def describe(config: Config) -> str:
     questions = Questions.load(resolve(config.data.questions))
     steps, evaluations = total_steps(config, len(questions.train)), evaluation_steps(config, len(questions.train))
     grpo = config.grpo
-    longest = (
-        max(len(question.text) for question in (*questions.train, *questions.held_out)) // 3 + 32
-    )  # tokens, with the template around it
+    texts = [question.text for question in (*questions.train, *questions.held_out)]
+    longest = max(map(len, texts)) // 3 + 32  # tokens, roughly, with the template around them: no tokenizer is needed
     limit = config.completion_limit(longest)
     if limit < 1:
         raise UserError(
