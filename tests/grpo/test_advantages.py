@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from hmx.grpo.advantages import group_advantages
@@ -77,10 +77,18 @@ def test_negated_rewards_give_exactly_negated_advantages(groups):
     assert torch.equal(group_advantages(-rewards, valid), -group_advantages(rewards, valid))
 
 
-@given(st.floats(-1e6, 1e6, width=32), st.integers(1, 9))
-def test_a_constant_group_gives_exact_zeros(reward, completions):
-    # 0.1 three times has a mean that is not 0.1 in float: the noise must not be divided by eps
-    assert torch.equal(group_advantages(torch.full((1, completions), reward), eps=1e-12), torch.zeros(1, completions))
+@given(st.floats(-1e6, 1e6, width=32), st.integers(1, 9), st.integers(0, 2))
+@example(7.3, 6, 1)
+@example(-7.3, 6, 1)
+@example(7.3, 6, 0)
+@example(-7.3, 6, 0)
+def test_a_constant_group_gives_exact_zeros(reward, completions, invalid):
+    # 7.3 six times has a mean that is not 7.3 in float32: the noise must not be divided by eps, whatever else stands in the batch
+    group = [reward] * completions + [0.0] * invalid
+    others = [[1e7] * len(group), [-1e7] * len(group)]
+    valid = torch.tensor([[True] * completions + [False] * invalid, [True] * len(group), [True] * len(group)])
+    result = group_advantages(torch.tensor([group, *others]), valid, eps=1e-12)
+    assert torch.equal(result, torch.zeros_like(result))
 
 
 @given(graded_groups(), st.sampled_from([math.nan, math.inf, -math.inf, 1e30]))

@@ -64,6 +64,17 @@ def test_the_id_that_fills_padding_changes_nothing(family):
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6)
 
 
+def test_padding_inside_a_row_changes_nothing(family):
+    """Only explicit positions keep this right: rotary embeddings forgive padding in front, and would hide that they are missing."""
+    ids, attention, mask, rows = batch(len(family.tokenizer))
+    at = 6  # padding before the last token of each prompt
+    ids = torch.cat([ids[:, :at], torch.full((len(ids), 3), 5), ids[:, at:]], dim=1)
+    attention = torch.cat([attention[:, :at], torch.zeros(len(ids), 3, dtype=torch.int64), attention[:, at:]], dim=1)
+    with torch.no_grad():
+        result = token_logprobs(family.model, ids, attention, T)
+    torch.testing.assert_close(result.double().masked_fill(~mask, 0), slow_logprobs(family.model, rows, 1.0), rtol=1e-5, atol=1e-5)
+
+
 def adapted(family: models.Family) -> None:
     attach(family.model, 2, 4.0, models.TARGETS, generator=torch.Generator().manual_seed(3))
     models.fill_adapters(family.model)

@@ -198,10 +198,12 @@ def test_more_padding_never_matters(aggregation, step, extra):
 @given(step=steps())
 def test_the_parts_add_up(aggregation, step):
     logprobs, old, ref, advantages, mask = tensors(step)
-    whole = grpo_loss(logprobs, old, ref, advantages, mask, CLIP, BETA, aggregation)
+    whole = grpo_loss(logprobs.requires_grad_(), old, ref, advantages, mask, CLIP, BETA, aggregation)
     assert whole.loss.item() == pytest.approx((whole.surrogate + BETA * whole.kl).item(), abs=1e-9)
     assert 0 <= whole.clip_fraction.item() <= 1 + 1e-6
-    assert whole.token_kl.shape == mask.shape and not whole.token_kl.requires_grad
+    assert whole.token_kl.shape == mask.shape
+    assert whole.loss.requires_grad
+    assert not any(part.requires_grad for part in (whole.surrogate, whole.kl, whole.clip_fraction, whole.token_kl))
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
