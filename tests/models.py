@@ -1,7 +1,8 @@
 """Tiny models of the three families that the paper trains, randomly initialised, with tokenizers made here in memory.
 
-Each chat template has the *shape* of its family's: which control tokens stand where, what switches it has, what it refuses. The weights
-are drawn so wide that the logits are far from uniform, and Gemma's soft-cap so low that leaving it out changes everything.
+Each chat template has the *shape* of its family's: which control tokens stand where, what switches it has, what it
+refuses. The weights are drawn so wide that the logits are far from uniform, and Gemma's soft-cap so low that leaving it
+out changes everything.
 """
 
 from dataclasses import dataclass
@@ -29,15 +30,21 @@ CONTROL_TOKENS = {
     "gemma2": ("<pad>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
 }
 END_OF_TURN = {"qwen3": "<|im_end|>", "llama": "<|eot_id|>", "gemma2": "<end_of_turn>"}
-# What the generation config of each family lists. Gemma's tokenizer knows only <eos>, though its turns end with <end_of_turn>.
-ENDS = {"qwen3": ("<|im_end|>", "<|endoftext|>"), "llama": ("<|end_of_text|>", "<|eot_id|>"), "gemma2": ("<eos>", "<end_of_turn>")}
+# What the generation config of each family lists. Gemma's tokenizer knows only <eos>, and not its end of turn.
+ENDS = {
+    "qwen3": ("<|im_end|>", "<|endoftext|>"),
+    "llama": ("<|end_of_text|>", "<|eot_id|>"),
+    "gemma2": ("<eos>", "<end_of_turn>"),
+}
 BOS = {"qwen3": None, "llama": "<|begin_of_text|>", "gemma2": "<bos>"}
 
 # ChatML with a switch for thinking: switched off, the template writes an empty thought itself.
 _QWEN3_TEMPLATE = """\
-{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{% endfor %}
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}
-{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"""
+{%- if enable_thinking is defined and enable_thinking is false %}
+{{- '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"""
 
 # Writes its own BOS and a system turn with a date: the one it is given, else today's.
 _LLAMA_TEMPLATE = """\
@@ -45,7 +52,8 @@ _LLAMA_TEMPLATE = """\
 {%- if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}
 {{- '<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: ' + date_string + '\\n\\n<|eot_id|>' }}
 {%- for message in messages %}
-{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>' }}{% endfor %}
+{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>' }}
+{%- endfor %}
 {%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
 
 # Writes its own BOS, calls the assistant "model", and refuses a system role.
@@ -58,7 +66,24 @@ _GEMMA2_TEMPLATE = """\
 
 _TEMPLATES = {"qwen3": _QWEN3_TEMPLATE, "llama": _LLAMA_TEMPLATE, "gemma2": _GEMMA2_TEMPLATE}
 # A few merges, so that tokens differ from characters and cutting a text in pieces could be noticed.
-_WORDS = ("the", "Score", "user", "system", "model", "assistant", "im", "end", "start", "turn", "of", "feel", "ing", "|>", "<|", ">\n")
+_WORDS = (
+    "the",
+    "Score",
+    "user",
+    "system",
+    "model",
+    "assistant",
+    "im",
+    "end",
+    "start",
+    "turn",
+    "of",
+    "feel",
+    "ing",
+    "|>",
+    "<|",
+    ">\n",
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +100,7 @@ class Family:
 
 
 def build(family: str, seed: int = 0, **config) -> Family:
-    """The tiny model and tokenizer of a family, the same for the same seed. `config` overrides entries of the model's configuration."""
+    """The tiny model and tokenizer of a family, the same for the same seed; `config` overrides the model's."""
     tokenizer = build_tokenizer(family)
     model = build_model(family, seed, vocab_size=len(tokenizer), **config)
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(list(ENDS[family]))
@@ -105,23 +130,31 @@ def build_model(family: str, seed: int = 0, **config) -> PreTrainedModel:
         "gemma2": (Gemma2ForCausalLM, Gemma2Config),
     }[family]
     if family == "gemma2":
-        settings |= {"final_logit_softcapping": FINAL_SOFTCAP, "query_pre_attn_scalar": 8, "attn_implementation": "eager"}
+        settings |= {
+            "final_logit_softcapping": FINAL_SOFTCAP,
+            "query_pre_attn_scalar": 8,
+            "attn_implementation": "eager",
+        }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return kind(configuration(**settings | config)).eval()
 
 
 def build_tokenizer(family: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of the family's kind: byte-level BPE for Qwen3 and Llama, BPE over "▁" with byte fallback for Gemma."""
+    """A tokenizer of the family's kind: byte-level BPE for Qwen3 and Llama, for Gemma "▁" with byte fallback."""
     if family == "gemma2":
-        base = [f"<0x{byte:02X}>" for byte in range(256)] + [chr(code) for code in range(33, 127)] + ["▁", "\n", "<unk>"]
+        base = (
+            [f"<0x{byte:02X}>" for byte in range(256)] + [chr(code) for code in range(33, 127)] + ["▁", "\n", "<unk>"]
+        )
         words = tuple(word for word in _WORDS if "\n" not in word)
         bpe = _bpe(base, words, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
         tokenizer = Tokenizer(bpe)
         tokenizer.normalizer = normalizers.Replace(" ", "▁")
         tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     else:
-        tokenizer = Tokenizer(_bpe(sorted(pre_tokenizers.ByteLevel.alphabet()), tuple(word.replace("\n", "Ċ") for word in _WORDS)))
+        tokenizer = Tokenizer(
+            _bpe(sorted(pre_tokenizers.ByteLevel.alphabet()), tuple(word.replace("\n", "Ċ") for word in _WORDS))
+        )
         tokenizer.normalizer = normalizers.NFC()
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.decoder = decoders.ByteLevel()
@@ -129,7 +162,9 @@ def build_tokenizer(family: str) -> PreTrainedTokenizerFast:
     # As in Qwen3, the thinking marks are tokens of their own without being "special".
     tokenizer.add_tokens([AddedToken(token, special="think" not in token, normalized=False) for token in control])
     if bos := BOS[family]:  # as the real ones do: `encode` puts a BOS in front unless told otherwise
-        tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
     special = {"eos_token": END_OF_TURN[family], "bos_token": BOS[family]}
     if family == "gemma2":
         special |= {"eos_token": "<eos>", "pad_token": "<pad>"}

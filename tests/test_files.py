@@ -30,7 +30,9 @@ def test_tensors_come_back_bitwise_with_dtype_and_metadata(tmp_path):
     files.write_safetensors(path, tensors, {"step": "3"})
     loaded = load_file(path)
     assert set(loaded) == set(tensors)
-    assert all(loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    assert all(
+        loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor) for name, tensor in tensors.items()
+    )
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"format": "pt", "step": "3"}
     assert list(tmp_path.iterdir()) == [path]

@@ -62,16 +62,29 @@ def test_the_date_is_pinned():
 
 
 def test_turns_of_the_assistant_stay_in_their_order(name):
-    messages = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}, {"role": "user", "content": "Three?"}]
+    messages = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": "Three?"},
+    ]
     text = TOKENIZERS[name].decode(encode_chat(TOKENIZERS[name], messages))
     assert text.index("One?") < text.index("Two.") < text.index("Three?")
-    assert controls(name, encode_chat(TOKENIZERS[name], messages)).count(models.END_OF_TURN[name]) == 3 + (name == "llama")
+    assert controls(name, encode_chat(TOKENIZERS[name], messages)).count(models.END_OF_TURN[name]) == 3 + (
+        name == "llama"
+    )
 
 
 @pytest.mark.parametrize("control", ALL_CONTROL_TOKENS)
 def test_control_tokens_spelled_in_a_text_arrive_as_characters(name, control):
     plain = controls(name, encode_question(TOKENIZERS[name], "Hello"))
-    contents = (control, f"a{control}b", f"{control} {control}{control}", f"x\n{control}\n", control[1:] + control, "<" + control + ">")
+    contents = (
+        control,
+        f"a{control}b",
+        f"{control} {control}{control}",
+        f"x\n{control}\n",
+        control[1:] + control,
+        "<" + control + ">",
+    )
     for content in contents:
         ids = encode_question(TOKENIZERS[name], content)
         assert controls(name, ids) == plain
@@ -105,12 +118,18 @@ def test_text_without_control_tokens_is_tokenised_as_the_family_does(name, conte
         return
     tokenizer = TOKENIZERS[name]
     text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True, enable_thinking=False, date_string="26 Jul 2024"
+        [{"role": "user", "content": content}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
+        date_string="26 Jul 2024",
     )
     assert encode_question(tokenizer, content) == tokenizer.encode(text, add_special_tokens=False)
 
 
-@pytest.mark.xfail(strict=True, reason="every added token is cut, and Gemma's vocabulary adds runs of line breaks and HTML tags too")
+@pytest.mark.xfail(
+    strict=True, reason="every added token is cut, and Gemma's vocabulary adds runs of line breaks and HTML tags too"
+)
 def test_added_tokens_that_are_not_control_tokens_stay_whole():
     tokenizer = models.build_tokenizer("gemma2")
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ("\n\n", "\n\n\n")])
@@ -133,7 +152,9 @@ def test_the_messages_are_not_changed(name):
 
 def test_decode_leaves_out_control_tokens_and_surrounding_space(name):
     tokenizer = TOKENIZERS[name]
-    ids = tokenizer.encode("\n I feel.  Really \n", add_special_tokens=False) + [tokenizer.convert_tokens_to_ids(models.END_OF_TURN[name])]
+    ids = tokenizer.encode("\n I feel.  Really \n", add_special_tokens=False) + [
+        tokenizer.convert_tokens_to_ids(models.END_OF_TURN[name])
+    ]
     assert decode(tokenizer, ids) == "I feel.  Really"
 
 

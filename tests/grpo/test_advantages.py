@@ -13,7 +13,7 @@ EPS = 1e-4
 
 
 def slow_advantages(rewards: list[list[float]], valid: list[list[bool]], eps: float) -> list[list[float]]:
-    """(r - mean) / (sample standard deviation + eps) over the valid rewards of each group; 0 for the others and for constant groups."""
+    """(r - mean) / (sample standard deviation + eps) over the valid rewards of a group; else, and if constant, 0."""
     result = []
     for group, keep in zip(rewards, valid, strict=True):
         kept = [reward for reward, k in zip(group, keep, strict=True) if k]
@@ -33,7 +33,9 @@ def graded_groups(draw):
     prompts, completions = draw(st.integers(1, 4)), draw(st.integers(1, 6))
 
     def matrix(elements):
-        return draw(st.lists(st.lists(elements, min_size=completions, max_size=completions), min_size=prompts, max_size=prompts))
+        return draw(
+            st.lists(st.lists(elements, min_size=completions, max_size=completions), min_size=prompts, max_size=prompts)
+        )
 
     return matrix(rewards), matrix(st.booleans())
 
@@ -42,7 +44,9 @@ def graded_groups(draw):
 def test_equals_the_slow_formula(groups):
     rewards, valid = groups
     result = group_advantages(torch.tensor(rewards, dtype=torch.float64), torch.tensor(valid))
-    torch.testing.assert_close(result, torch.tensor(slow_advantages(rewards, valid, EPS), dtype=torch.float64), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        result, torch.tensor(slow_advantages(rewards, valid, EPS), dtype=torch.float64), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_by_hand():
@@ -65,7 +69,9 @@ def test_mean_is_zero_and_standard_deviation_one(rewards):
 def test_shift_and_positive_scale_change_nothing_but_for_eps(rewards, shift, scale):
     group = torch.tensor([rewards], dtype=torch.float64)
     assume(min(rewards) < max(rewards))
-    torch.testing.assert_close(group_advantages(group * scale + shift, eps=0.0), group_advantages(group, eps=0.0), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        group_advantages(group * scale + shift, eps=0.0), group_advantages(group, eps=0.0), rtol=1e-8, atol=1e-8
+    )
     # with eps the scale shows, by at most eps / std of the smaller of the two
     difference = (group_advantages(group * scale + shift) - group_advantages(group)).abs().max()
     assert difference <= 8 * EPS / (min(scale, 1.0) * group.std()) + 1e-8
@@ -83,7 +89,8 @@ def test_negated_rewards_give_exactly_negated_advantages(groups):
 @example(7.3, 6, 0)
 @example(-7.3, 6, 0)
 def test_a_constant_group_gives_exact_zeros(reward, completions, invalid):
-    # 7.3 six times has a mean that is not 7.3 in float32: the noise must not be divided by eps, whatever else stands in the batch
+    # 7.3 six times has a mean that is not 7.3 in float32: the noise must not be divided by eps, whatever else stands
+    # in the batch
     group = [reward] * completions + [0.0] * invalid
     others = [[1e7] * len(group), [-1e7] * len(group)]
     valid = torch.tensor([[True] * completions + [False] * invalid, [True] * len(group), [True] * len(group)])

@@ -1,4 +1,4 @@
-"""Schulman's k3 estimator against exact divergences: over a categorical distribution every expectation is a finite sum."""
+"""Schulman's k3 estimator against exact divergences: over a categorical every expectation is a finite sum."""
 
 import math
 
@@ -32,7 +32,9 @@ def two_categoricals(draw):
 
 @given(log_probabilities, log_probabilities)
 def test_equals_the_slow_formula_and_is_never_negative(policy, reference):
-    value = kl_k3(torch.tensor([[policy]], dtype=torch.float64), torch.tensor([[reference]], dtype=torch.float64)).item()
+    value = kl_k3(
+        torch.tensor([[policy]], dtype=torch.float64), torch.tensor([[reference]], dtype=torch.float64)
+    ).item()
     ratio = math.exp(reference - policy)
     assert value >= 0
     assert value == pytest.approx(ratio - 1 - (reference - policy), rel=1e-9, abs=1e-9)
@@ -54,8 +56,12 @@ def test_small_differences_keep_their_digits():
 @given(two_categoricals())
 def test_its_mean_under_the_policy_is_the_exact_divergence(logits):
     p, q = map(softmax, logits)
-    values = kl_k3(torch.tensor([p], dtype=torch.float64).log(), torch.tensor([q], dtype=torch.float64).log())[0].tolist()
-    assert math.fsum(a * value for a, value in zip(p, values, strict=True)) == pytest.approx(exact_kl(p, q), rel=1e-9, abs=1e-12)
+    values = kl_k3(torch.tensor([p], dtype=torch.float64).log(), torch.tensor([q], dtype=torch.float64).log())[
+        0
+    ].tolist()
+    assert math.fsum(a * value for a, value in zip(p, values, strict=True)) == pytest.approx(
+        exact_kl(p, q), rel=1e-9, abs=1e-12
+    )
 
 
 def expected_gradient(estimator, policy: list[float], reference: list[float]) -> list[float]:
@@ -74,7 +80,9 @@ def test_its_expected_gradient_is_that_of_the_other_direction(logits):
     policy, reference = logits
     p, q = softmax(policy), softmax(reference)
     # d/dz KL(q || softmax(z)) = softmax(z) - q
-    assert expected_gradient(kl_k3, policy, reference) == pytest.approx([a - b for a, b in zip(p, q, strict=True)], abs=1e-9)
+    assert expected_gradient(kl_k3, policy, reference) == pytest.approx(
+        [a - b for a, b in zip(p, q, strict=True)], abs=1e-9
+    )
 
 
 def test_its_expected_gradient_is_not_that_of_its_value():
@@ -88,7 +96,9 @@ def test_its_expected_gradient_is_not_that_of_its_value():
 @given(two_categoricals())
 def test_the_expected_gradient_of_k1_is_zero(logits):
     """Why the loss uses k3: the plain log-ratio, differentiated through its samples, teaches nothing."""
-    assert expected_gradient(lambda logprobs, ref: logprobs - ref, *logits) == pytest.approx([0.0] * len(logits[0]), abs=1e-9)
+    assert expected_gradient(lambda logprobs, ref: logprobs - ref, *logits) == pytest.approx(
+        [0.0] * len(logits[0]), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 3), (2, 1), ()])
@@ -100,7 +110,9 @@ def test_shapes_must_agree(shape):
 @given(st.lists(st.lists(st.tuples(st.floats(-5, 5), st.booleans()), min_size=3, max_size=3), min_size=1, max_size=4))
 def test_masked_mean_equals_loops_and_ignores_what_is_masked(entries):
     mask = torch.tensor([[keep for _, keep in row] for row in entries])
-    values = torch.tensor([[value if keep else math.nan for value, keep in row] for row in entries], dtype=torch.float64)
+    values = torch.tensor(
+        [[value if keep else math.nan for value, keep in row] for row in entries], dtype=torch.float64
+    )
     rows = [[value for value, keep in row if keep] for row in entries]
     by_row = [math.fsum(row) / len(row) if row else 0.0 for row in rows]
     every = [value for row in rows for value in row]

@@ -14,7 +14,9 @@ PROMPTS, COMPLETIONS = [7, 3, 5, 1], [4, 6, 0, 2]
 T = max(COMPLETIONS)
 
 
-def batch(vocab_size: int, left: int = 0, right: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[list[int]]]:
+def batch(
+    vocab_size: int, left: int = 0, right: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[list[int]]]:
     """Rows [padding][prompt][completion][padding] with `left` and `right` columns of padding more than needed."""
     prompts = models.random_prompts(PROMPTS, vocab_size, seed=1)
     completions = models.random_prompts(COMPLETIONS, vocab_size, seed=2)
@@ -44,7 +46,9 @@ def test_equals_the_log_softmax_of_the_models_logits(family, temperature):
     with torch.no_grad():
         result = token_logprobs(family.model, ids, attention, T, temperature)
     assert result.shape == (len(rows), T) and result.dtype == torch.float32
-    torch.testing.assert_close(result.double().masked_fill(~mask, 0), slow_logprobs(family.model, rows, temperature), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        result.double().masked_fill(~mask, 0), slow_logprobs(family.model, rows, temperature), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("left, right", [(3, 0), (0, 5), (2, 3)])
@@ -53,7 +57,9 @@ def test_padding_on_either_side_changes_nothing(family, left, right):
     with torch.no_grad():
         result = token_logprobs(family.model, ids, attention, T + right)
     assert result.isfinite().all()
-    torch.testing.assert_close(result.double().masked_fill(~mask, 0)[:, :T], slow_logprobs(family.model, rows, 1.0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        result.double().masked_fill(~mask, 0)[:, :T], slow_logprobs(family.model, rows, 1.0), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_the_id_that_fills_padding_changes_nothing(family):
@@ -65,14 +71,16 @@ def test_the_id_that_fills_padding_changes_nothing(family):
 
 
 def test_padding_inside_a_row_changes_nothing(family):
-    """Only explicit positions keep this right: rotary embeddings forgive padding in front, and would hide that they are missing."""
+    """Only explicit positions keep this right; rotary embeddings forgive padding in front and would hide a lack."""
     ids, attention, mask, rows = batch(len(family.tokenizer))
     at = 6  # padding before the last token of each prompt
     ids = torch.cat([ids[:, :at], torch.full((len(ids), 3), 5), ids[:, at:]], dim=1)
     attention = torch.cat([attention[:, :at], torch.zeros(len(ids), 3, dtype=torch.int64), attention[:, at:]], dim=1)
     with torch.no_grad():
         result = token_logprobs(family.model, ids, attention, T)
-    torch.testing.assert_close(result.double().masked_fill(~mask, 0), slow_logprobs(family.model, rows, 1.0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        result.double().masked_fill(~mask, 0), slow_logprobs(family.model, rows, 1.0), rtol=1e-5, atol=1e-5
+    )
 
 
 def adapted(family: models.Family) -> None:
@@ -98,7 +106,9 @@ def test_chunked_equals_unchunked_in_values_and_gradients(family, chunk):
 def test_gradient_equals_that_of_the_plain_forward(family):
     adapted(family)
     ids, attention, mask, rows = batch(len(family.tokenizer))
-    mine = torch.autograd.grad(token_logprobs(family.model, ids, attention, T, chunk=5)[mask].sum(), adapter_parameters(family.model))
+    mine = torch.autograd.grad(
+        token_logprobs(family.model, ids, attention, T, chunk=5)[mask].sum(), adapter_parameters(family.model)
+    )
     total = 0.0
     for b, row in enumerate(rows):
         logprobs = family.model(torch.tensor([row]), use_cache=False).logits[0].log_softmax(dim=-1)
@@ -155,7 +165,13 @@ def test_scoring_what_was_sampled_at_the_same_temperature(family):
     """The log-probabilities of sampled tokens are of the distribution that the sampler draws from, step by step."""
     prompts = models.random_prompts([4, 9], len(family.tokenizer))
     sampled = generate(
-        family.model, prompts, max_new_tokens=6, end_ids=[], pad_id=0, temperature=0.7, generator=torch.Generator().manual_seed(5)
+        family.model,
+        prompts,
+        max_new_tokens=6,
+        end_ids=[],
+        pad_id=0,
+        temperature=0.7,
+        generator=torch.Generator().manual_seed(5),
     )
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p + row for p, row in zip(prompts, sampled.rows(), strict=True)])
@@ -166,7 +182,9 @@ def test_scoring_what_was_sampled_at_the_same_temperature(family):
         row = prompt + sampled.rows()[b]
         for t in range(6):
             logits = models.reference_logits(family.model, row[: len(prompt) + t])[-1].double() / 0.7
-            assert result[b, t].item() == pytest.approx(logits.log_softmax(dim=-1)[row[len(prompt) + t]].item(), abs=1e-4)
+            assert result[b, t].item() == pytest.approx(
+                logits.log_softmax(dim=-1)[row[len(prompt) + t]].item(), abs=1e-4
+            )
 
 
 def test_bypassed_and_not_differ_and_the_callers_choice_is_kept(qwen3):
@@ -191,7 +209,9 @@ def test_a_half_precision_base_is_scored_in_float32(name, dtype):
     values = token_logprobs(model, ids, attention, T, chunk=7)
     assert values.dtype == torch.float32
     kept = values.detach()[mask]
-    assert (kept.to(dtype).float() != kept).float().mean() > 0.5  # they have digits that the half precision could not hold
+    assert (
+        kept.to(dtype).float() != kept
+    ).float().mean() > 0.5  # they have digits that the half precision could not hold
     exact = slow_logprobs(models.build_model(name), rows, 1.0)[mask]
     torch.testing.assert_close(kept.double(), exact, rtol=0, atol=0.05 if dtype == torch.float16 else 0.4)
     gradients = torch.autograd.grad(values[mask].sum(), adapter_parameters(model))
@@ -201,4 +221,6 @@ def test_a_half_precision_base_is_scored_in_float32(name, dtype):
 @pytest.mark.parametrize("completion_length", [0, -1, 8, 9])
 def test_a_completion_as_long_as_the_row_is_refused(qwen3, completion_length):
     with pytest.raises(ValueError, match="shorter than the whole row"):
-        token_logprobs(qwen3.model, torch.ones(1, 8, dtype=torch.int64), torch.ones(1, 8, dtype=torch.int64), completion_length)
+        token_logprobs(
+            qwen3.model, torch.ones(1, 8, dtype=torch.int64), torch.ones(1, 8, dtype=torch.int64), completion_length
+        )

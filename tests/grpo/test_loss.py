@@ -1,7 +1,7 @@
 """The GRPO loss against a token-by-token reference in Python floats, written from the papers.
 
-Clipped surrogate: Schulman et al. 2017, equation 7. Token loss and per-sequence mean: Shao et al. 2024 (DeepSeekMath), equations 3 and 4.
-Constant normaliser: Liu et al. 2025.
+Clipped surrogate: Schulman et al. 2017, equation 7. Token loss and per-sequence mean: Shao et al. 2024 (DeepSeekMath),
+equations 3 and 4. Constant normaliser: Liu et al. 2025.
 """
 
 import math
@@ -48,7 +48,7 @@ def slow_loss(logprobs, old, ref, advantages, mask, group_size: int, aggregation
 
 @st.composite
 def steps(draw):
-    """A step: groups of completions of unequal lengths, empty ones among them, with their log-probabilities and advantages."""
+    """A step: groups of completions of unequal lengths, empty ones among them, log-probabilities and advantages."""
     groups, group_size, T = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 5))
     rows = groups * group_size
     lengths = draw(st.lists(st.integers(0, T), min_size=rows, max_size=rows))
@@ -74,8 +74,10 @@ def tensors(step: dict) -> tuple[torch.Tensor, ...]:
     return *values, torch.tensor(step["mask"])
 
 
-def loss_and_gradient(step: dict, aggregation: str, pieces: list[slice], junk: float = 0.0) -> tuple[float, torch.Tensor]:
-    """Loss and gradient in the log-probabilities when the step is taken in `pieces`, with `junk` standing at padding."""
+def loss_and_gradient(
+    step: dict, aggregation: str, pieces: list[slice], junk: float = 0.0
+) -> tuple[float, torch.Tensor]:
+    """Loss and gradient in the log-probabilities when the step is taken in `pieces`, with `junk` at padding."""
     logprobs, old, ref, advantages, mask = tensors(step)
     logprobs, old, ref = (torch.where(mask, values, junk) for values in (logprobs, old, ref))
     logprobs.requires_grad_()
@@ -117,18 +119,23 @@ def test_surrogate_equals_the_slow_formula(logprob, old, advantage, clip_eps):
 def test_value_and_gradient_in_the_four_cases_of_the_clip(ratio, advantage, value, gradient):
     """d/d(log p) of ratio · A is ratio · A, and 0 where the clip holds."""
     logprobs = torch.tensor([[-1.0 + math.log(ratio)]], dtype=torch.float64, requires_grad=True)
-    result = clipped_surrogate(logprobs, torch.tensor([[-1.0]], dtype=torch.float64), torch.tensor([advantage], dtype=torch.float64), 0.2)
+    result = clipped_surrogate(
+        logprobs, torch.tensor([[-1.0]], dtype=torch.float64), torch.tensor([advantage], dtype=torch.float64), 0.2
+    )
     result.sum().backward()
     assert result.item() == pytest.approx(value, rel=1e-12)
     assert logprobs.grad.item() == pytest.approx(gradient, rel=1e-12, abs=0)
 
 
 @pytest.mark.parametrize(
-    "ratio, advantage, clipped", [(1.5, 2.0, 1), (0.5, 2.0, 0), (1.5, -2.0, 0), (0.5, -2.0, 1), (1.1, 2.0, 0), (0.5, 0.0, 0), (1.5, 0.0, 0)]
+    "ratio, advantage, clipped",
+    [(1.5, 2.0, 1), (0.5, 2.0, 0), (1.5, -2.0, 0), (0.5, -2.0, 1), (1.1, 2.0, 0), (0.5, 0.0, 0), (1.5, 0.0, 0)],
 )
 def test_clip_fraction_counts_the_tokens_whose_gradient_the_clip_takes(ratio, advantage, clipped):
     logprobs = torch.tensor([[math.log(ratio)]])
-    loss = grpo_loss(logprobs, torch.zeros(1, 1), logprobs, torch.tensor([advantage]), torch.ones(1, 1), 0.2, 0.0, "bnpo")
+    loss = grpo_loss(
+        logprobs, torch.zeros(1, 1), logprobs, torch.tensor([advantage]), torch.ones(1, 1), 0.2, 0.0, "bnpo"
+    )
     assert loss.clip_fraction.item() == clipped
 
 
@@ -156,7 +163,9 @@ def test_gradient_equals_finite_differences_of_the_slow_formula(aggregation, ste
                 moved[b][t] += sign
                 sides.append(slow_loss(**step | {"logprobs": moved}, aggregation=aggregation, longest=LONGEST))
             # a ratio exactly on the clip's corner has no derivative
-            on_corner = any(abs(math.exp(row[t] - step["old"][b][t]) - corner) < 1e-4 for corner in (1 - CLIP, 1 + CLIP))
+            on_corner = any(
+                abs(math.exp(row[t] - step["old"][b][t]) - corner) < 1e-4 for corner in (1 - CLIP, 1 + CLIP)
+            )
             if not on_corner:
                 assert gradient[b, t].item() == pytest.approx((sides[0] - sides[1]) / (2 * h), abs=1e-5)
 
@@ -180,7 +189,9 @@ def test_what_stands_at_padding_never_matters(aggregation, step, junk):
     dirty, dirty_gradient = loss_and_gradient(step, aggregation, [slice(None)], junk)
     assert dirty == clean
     assert torch.equal(dirty_gradient, clean_gradient)
-    assert torch.equal(dirty_gradient[~torch.tensor(step["mask"])], torch.zeros_like(dirty_gradient[~torch.tensor(step["mask"])]))
+    assert torch.equal(
+        dirty_gradient[~torch.tensor(step["mask"])], torch.zeros_like(dirty_gradient[~torch.tensor(step["mask"])])
+    )
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -218,7 +229,7 @@ def test_without_old_logprobs_the_ratio_is_one_and_keeps_its_gradient(aggregatio
         results.append((loss.loss.item(), leaf.grad))
     assert results[0][0] == results[1][0]
     assert torch.equal(results[0][1], results[1][1])
-    # on-policy, the surrogate's gradient is that of REINFORCE with the advantage: -A on each sampled token, before it is averaged
+    # on-policy, the surrogate's gradient is that of REINFORCE with the advantage: -A on each sampled token
     leaf = logprobs.clone().requires_grad_()
     grpo_loss(leaf, None, leaf.detach(), advantages, mask, CLIP, 0.0, aggregation, denominator=1.0).loss.backward()
     share = mask / (mask.sum(dim=1, keepdim=True).clamp(min=1) if aggregation == "grpo" else 1)
@@ -241,7 +252,16 @@ def test_the_default_denominator_takes_the_batch_as_one_group(aggregation):
 @pytest.mark.parametrize("junk", [0.0, math.nan, math.inf])
 def test_a_batch_without_a_single_token_is_finite(aggregation, junk):
     logprobs = torch.full((2, 3), junk, requires_grad=True)
-    loss = grpo_loss(logprobs, None, torch.full((2, 3), junk), torch.ones(2), torch.zeros(2, 3, dtype=torch.bool), 0.2, 0.1, aggregation)
+    loss = grpo_loss(
+        logprobs,
+        None,
+        torch.full((2, 3), junk),
+        torch.ones(2),
+        torch.zeros(2, 3, dtype=torch.bool),
+        0.2,
+        0.1,
+        aggregation,
+    )
     loss.loss.backward()
     assert loss.loss.item() == 0
     assert torch.equal(logprobs.grad, torch.zeros(2, 3))
@@ -249,7 +269,14 @@ def test_a_batch_without_a_single_token_is_finite(aggregation, junk):
 
 def test_row_denominators_by_hand():
     mask = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 0, 0], [0, 0, 0]], dtype=torch.bool)
-    assert row_denominators(mask, 2, "bnpo", 9).tolist() == [12, 12, 6, 6, 3, 3]  # (3 + 1, 0 + 2, none but never 0) tokens × 3 groups
+    assert row_denominators(mask, 2, "bnpo", 9).tolist() == [
+        12,
+        12,
+        6,
+        6,
+        3,
+        3,
+    ]  # (3 + 1, 0 + 2, none but never 0) tokens × 3 groups
     assert row_denominators(mask, 2, "grpo", 9).tolist() == [6] * 6
     assert row_denominators(mask, 2, "dr_grpo", 9).tolist() == [54] * 6
 
@@ -266,10 +293,14 @@ def test_the_inputs_are_not_changed():
 
 
 @pytest.mark.parametrize(
-    "name, shape", [("old", (2,)), ("advantages", (3,)), ("advantages", (2, 1)), ("mask", (2, 1)), ("mask", (3,)), ("ref", (2, 4))]
+    "name, shape",
+    [("old", (2,)), ("advantages", (3,)), ("advantages", (2, 1)), ("mask", (2, 1)), ("mask", (3,)), ("ref", (2, 4))],
 )
 def test_wrong_shapes_are_refused(name, shape):
-    arguments = {key: torch.zeros(2, 3) for key in ("logprobs", "old", "ref")} | {"advantages": torch.zeros(2), "mask": torch.ones(2, 3)}
+    arguments = {key: torch.zeros(2, 3) for key in ("logprobs", "old", "ref")} | {
+        "advantages": torch.zeros(2),
+        "mask": torch.ones(2, 3),
+    }
     arguments[name] = torch.ones(shape)
     with pytest.raises((ValueError, RuntimeError)):
         grpo_loss(*arguments.values(), 0.2, 0.1, "bnpo")
@@ -287,11 +318,16 @@ def test_an_unknown_aggregation_and_ragged_groups_are_refused():
         row_denominators(torch.ones(3, 2), 2, "bnpo", 2)
 
 
-@pytest.mark.xfail(strict=True, reason="masked_fill spreads old_logprobs and ref_logprobs over [B, T] before their shapes are compared")
+@pytest.mark.xfail(
+    strict=True, reason="masked_fill spreads old_logprobs and ref_logprobs over [B, T] before their shapes are compared"
+)
 @pytest.mark.parametrize("name", ["old", "ref"])
 @pytest.mark.parametrize("shape", [(), (3,), (1, 3), (2, 1)])
 def test_nothing_is_broadcast_silently(name, shape):
-    arguments = {key: torch.zeros(2, 3) for key in ("logprobs", "old", "ref")} | {"advantages": torch.zeros(2), "mask": torch.ones(2, 3)}
+    arguments = {key: torch.zeros(2, 3) for key in ("logprobs", "old", "ref")} | {
+        "advantages": torch.zeros(2),
+        "mask": torch.ones(2, 3),
+    }
     arguments[name] = torch.ones(shape)
     with pytest.raises(ValueError):
         grpo_loss(*arguments.values(), 0.2, 0.1, "bnpo")

@@ -170,15 +170,55 @@ def test_replies_from_real_life(text, grade):
         "Score: 7 to 8",
     ],
 )
-@pytest.mark.xfail(strict=True, reason="fractions, other scales and ranges in these spellings are read as their first number")
+@pytest.mark.xfail(
+    strict=True, reason="fractions, other scales and ranges in these spellings are read as their first number"
+)
 def test_fractions_other_scales_and_ranges_in_rarer_spellings(text):
     assert parse_score(text) is None
 
 
 # Replies are drawn from the pieces that matter to a parser, so that near misses are common.
 pieces = st.sampled_from(
-    [*"0123456789", "10", "Score", "score:", "Score: ", "Score: 7", "Final ", ":", "：", "=", "\n", "\r", "\r\n", "\x0b", "\u2028", "\x85"]
-    + [" ", "\t", "\u00a0", "/", " / ", "/10", " out of ", "10", ".", ",", ".5", "-", "−", "–", "+", "*", "**", "_", "th", "x"]
+    [
+        *"0123456789",
+        "10",
+        "Score",
+        "score:",
+        "Score: ",
+        "Score: 7",
+        "Final ",
+        ":",
+        "：",
+        "=",
+        "\n",
+        "\r",
+        "\r\n",
+        "\x0b",
+        "\u2028",
+        "\x85",
+    ]
+    + [
+        " ",
+        "\t",
+        "\u00a0",
+        "/",
+        " / ",
+        "/10",
+        " out of ",
+        "10",
+        ".",
+        ",",
+        ".5",
+        "-",
+        "−",
+        "–",
+        "+",
+        "*",
+        "**",
+        "_",
+        "th",
+        "x",
+    ]
     + ["\u0301", "\u0338", "\u200d", "½", "²", "⑦", "٧", "７", "Ｓ", "\ufeff", "😀", "\x00", "<", "]", '"', "{", "}"]
 )
 replies = st.lists(pieces, max_size=12).map("".join) | st.text(max_size=40)
@@ -194,7 +234,10 @@ def test_never_raises_and_never_leaves_the_scale(text):
     assert grade is None or (type(grade) is int and 0 <= grade <= 10)
 
 
-@given(st.integers(-20, 30), st.sampled_from(["Score: {}", "score = {}", "**Score:** {}", "{}", "Score: {}/10", "Reason: x\nScore: {}"]))
+@given(
+    st.integers(-20, 30),
+    st.sampled_from(["Score: {}", "score = {}", "**Score:** {}", "{}", "Score: {}/10", "Reason: x\nScore: {}"]),
+)
 @settings(max_examples=300)
 def test_whole_numbers_are_read_if_they_are_on_the_scale(number, form):
     assert parse_score(form.format(number)) == (number if 0 <= number <= 10 else None)

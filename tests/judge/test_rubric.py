@@ -31,13 +31,13 @@ def test_any_other_file_is_used_verbatim(tmp_path):
     [
         ('prompt = "{question} {answer}', "not valid TOML"),
         ("", "it holds nothing"),
-        ('prompt = 3', "'prompt', with a text"),
+        ("prompt = 3", "'prompt', with a text"),
         ('text = "{question} {answer}"', "it holds text"),
         ('prompt = "{question} {answer}"\nscale = 10', "it holds prompt, scale"),
         ('prompt = "Question: {question}"', r"\{answer\} exactly once; it does so 0 times"),
         ('prompt = "Answer: {answer}"', r"\{question\} exactly once; it does so 0 times"),
         ('prompt = "{question} {answer} {answer}"', r"\{answer\} exactly once; it does so 2 times"),
-        (b"prompt = \"\xff\"", "can't be read"),
+        (b'prompt = "\xff"', "can't be read"),
     ],
 )
 def test_a_bad_file_is_refused_in_a_sentence_that_names_it(tmp_path, text, named):
@@ -56,6 +56,12 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 def test_question_and_answer_are_put_in_as_they_are(question, answer):
     expected = f"Grade it.\nQuestion: {question}\nAnswer: {answer}\nScore:"
     assert Rubric(PROMPT).messages(question, answer) == [{"role": "user", "content": expected}]
+
+
+def test_other_braces_in_the_prompt_stay_too():
+    prompt = 'Reply with {"score": 7} or {} of {0}.\nQuestion: {question}\nAnswer: {answer}'
+    [message] = Rubric(prompt).messages("Q", "A")
+    assert message["content"] == 'Reply with {"score": 7} or {} of {0}.\nQuestion: Q\nAnswer: A'
 
 
 @pytest.mark.parametrize("text", ["{answer}", "{question}", r"\g<0> \1 \n", "{0} {{}} %s", "{question}{answer}"])

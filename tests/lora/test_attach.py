@@ -49,7 +49,9 @@ def test_attach_adapts_the_targets_freezes_the_rest_and_starts_as_the_base(famil
     assert torch.equal(logits(family.model), before)
     trainable = {name for name, parameter in family.model.named_parameters() if parameter.requires_grad}
     assert trainable == {f"{name}.lora_{matrix}" for name in names for matrix in "AB"}
-    assert [id(p) for p in adapter_parameters(family.model)] == [id(p) for p in family.model.parameters() if p.requires_grad]
+    assert [id(p) for p in adapter_parameters(family.model)] == [
+        id(p) for p in family.model.parameters() if p.requires_grad
+    ]
 
 
 def test_rank_alpha_and_dropout_arrive():

@@ -41,7 +41,13 @@ def folder(tmp_path):
 
 def test_the_files_are_as_peft_writes_them(folder):
     config = json.loads((folder / CONFIG).read_text())
-    expected = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "some/base", "r": 4, "lora_alpha": 16.0}
+    expected = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "some/base",
+        "r": 4,
+        "lora_alpha": 16.0,
+    }
     assert config | expected == config
     assert config["target_modules"] == ["down_proj", "q_proj"] and config["bias"] == "none"
     with safe_open(folder / WEIGHTS, framework="pt") as file:
@@ -50,7 +56,10 @@ def test_the_files_are_as_peft_writes_them(folder):
     layer = "base_model.model.model.layers.{}.{}.lora_{}.weight"
     expected = {}
     for i in range(2):
-        expected |= {layer.format(i, "self_attn.q_proj", "A"): [4, 32], layer.format(i, "self_attn.q_proj", "B"): [32, 4]}
+        expected |= {
+            layer.format(i, "self_attn.q_proj", "A"): [4, 32],
+            layer.format(i, "self_attn.q_proj", "B"): [32, 4],
+        }
         expected |= {layer.format(i, "mlp.down_proj", "A"): [4, 48], layer.format(i, "mlp.down_proj", "B"): [32, 4]}
     assert shapes == expected
 
@@ -84,7 +93,9 @@ def test_loading_fills_an_adapter_of_the_same_shape_in_place(folder):
     model = trained(seed=8)
     before = [id(parameter) for parameter in adapter_parameters(model)]
     assert load_adapter(model, folder) == list(adapters(model))
-    assert [id(parameter) for parameter in adapter_parameters(model)] == before  # an optimizer that holds them still does
+    assert [
+        id(parameter) for parameter in adapter_parameters(model)
+    ] == before  # an optimizer that holds them still does
     assert adapter_hash(model) == adapter_hash(trained())
 
 
@@ -141,7 +152,9 @@ def drop_a_tensor(folder):
 
 
 def add_a_tensor(folder):
-    save_file(load_file(folder / WEIGHTS) | {"base_model.model.lm_head.lora_A.weight": torch.zeros(4, 32)}, folder / WEIGHTS)
+    save_file(
+        load_file(folder / WEIGHTS) | {"base_model.model.lm_head.lora_A.weight": torch.zeros(4, 32)}, folder / WEIGHTS
+    )
 
 
 def reshape_a_tensor(folder):
@@ -213,7 +226,7 @@ def test_a_bad_adapter_is_refused_in_a_sentence_and_leaves_the_model_as_it_was(f
     assert state(model) == before
 
 
-# A model that has its adapter doesn't look at the targets, and of the rank it needs no more than the scaling and the shapes.
+# A model that has its adapter doesn't look at the targets, and needs of the rank no more than scaling and shapes.
 ONLY_WHEN_FRESH = {"a target that is not there", "a target without matrices", "another rank", "a rank too high"}
 
 
@@ -249,7 +262,15 @@ def test_another_scaling_is_not_silently_taken_over(folder):
 
 
 def test_harmless_options_of_peft_are_accepted(folder):
-    change_config(folder, use_dora=False, use_rslora=False, rank_pattern={}, modules_to_save=None, init_lora_weights=True, revision=None)
+    change_config(
+        folder,
+        use_dora=False,
+        use_rslora=False,
+        rank_pattern={},
+        modules_to_save=None,
+        init_lora_weights=True,
+        revision=None,
+    )
     load_adapter(models.build_model("qwen3"), folder)
 
 

@@ -36,7 +36,9 @@ def slow_forward(adapted: LoRALinear, x: list[float]) -> list[float]:
     return [w + bias + adapted.alpha / adapted.rank * u for w, bias, u in zip(plain, b, up, strict=True)]
 
 
-shapes = st.tuples(st.integers(1, 6), st.integers(1, 6)).flatmap(lambda s: st.tuples(st.just(s[0]), st.just(s[1]), st.integers(1, min(s))))
+shapes = st.tuples(st.integers(1, 6), st.integers(1, 6)).flatmap(
+    lambda s: st.tuples(st.just(s[0]), st.just(s[1]), st.integers(1, min(s)))
+)
 
 
 @given(shapes, st.floats(0.5, 32), st.booleans(), st.integers(0, 1000))
@@ -58,7 +60,9 @@ def test_the_merged_weight_does_the_same(shape, alpha, seed):
     x = torch.randn(4, shape[0], generator=generator(seed + 1))
     before = adapted.base.weight.clone()
     with torch.no_grad():
-        torch.testing.assert_close(nn.functional.linear(x, adapted.merged_weight(), adapted.base.bias), adapted(x), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(
+            nn.functional.linear(x, adapted.merged_weight(), adapted.base.bias), adapted(x), rtol=1e-4, atol=1e-3
+        )
     assert torch.equal(adapted.base.weight, before)
 
 
@@ -69,7 +73,9 @@ def test_merging_into_half_precision_adds_in_float32_first(dtype):
     exact = adapted.base.weight.double() + 8.0 * adapted.lora_B.double() @ adapted.lora_A.double()
     merged = adapted.merged_weight()
     assert merged.dtype == dtype
-    assert (merged.double() - exact).abs().max() <= exact.abs().max() * torch.finfo(dtype).eps / 2 + 1e-6  # rounded once
+    assert (merged.double() - exact).abs().max() <= exact.abs().max() * torch.finfo(
+        dtype
+    ).eps / 2 + 1e-6  # rounded once
 
 
 @given(shapes, st.integers(0, 1000))
