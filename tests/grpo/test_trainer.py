@@ -157,15 +157,22 @@ def test_the_gradient_is_clipped_to_its_norm_before_the_step(build):
 
 def test_several_updates_on_one_rollout_clip_against_the_policy_that_sampled(build, monkeypatch):
     trainer = build("grpo.updates_per_rollout=3", "grpo.clip_eps=0.0001", "optimizer.warmup=0")
-    losses = []
+    losses, olds = [], []
     from hmx.grpo import trainer as module
 
     real = module.grpo_loss
-    monkeypatch.setattr(module, "grpo_loss", lambda *a, **k: losses.append(real(*a, **k)) or losses[-1])
+
+    def spy(logprobs, old_logprobs, *rest, **options):
+        olds.append(old_logprobs)
+        losses.append(real(logprobs, old_logprobs, *rest, **options))
+        return losses[-1]
+
+    monkeypatch.setattr(module, "grpo_loss", spy)
     trainer.step(1)
-    fractions = [sum(float(loss.clip_fraction) for loss in losses[i : i + 2]) for i in (0, 2, 4)]
-    assert fractions[0] == 0.0  # the ratio is exactly 1
-    assert fractions[1] > 0.0 and fractions[2] > 0.0
+    first, second, third = (sum(float(loss.clip_fraction) for loss in losses[i : i + 2]) for i in (0, 2, 4))
+    assert olds[:2] == [None, None] and first == 0.0  # nothing has moved: the ratio is exactly 1
+    assert torch.equal(olds[2], olds[4]) and torch.equal(olds[3], olds[5])  # not the policy of the update before
+    assert second > 0.0 and third > 0.0
 
 
 def test_evaluating_changes_nothing_in_training(build):
