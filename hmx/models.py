@@ -39,12 +39,13 @@ def load_model(path: str, precision: str, device: str):
         precision: fp32, fp16 or bf16.
         device: see `pick_device`.
     """
-    target = pick_device(device)
+    target, architecture = pick_device(device), model_config(path)
     # PyTorch's fused attention does not know Gemma 2's soft-capped attention logits; the written-out one does.
-    attention = "eager" if getattr(model_config(path), "attn_logit_softcapping", None) else "sdpa"
+    attention = "eager" if getattr(architecture, "attn_logit_softcapping", None) else "sdpa"
     with _one_sentence_for(path):
         tokenizer = AutoTokenizer.from_pretrained(**_source(path))
         require_chat_template(tokenizer, path)
+        _require_plain_logits(architecture, path)
         model = AutoModelForCausalLM.from_pretrained(
             **_source(path), dtype=DTYPES[precision], use_safetensors=True, attn_implementation=attention
         )
@@ -55,6 +56,16 @@ def model_config(path: str) -> PreTrainedConfig:
     """The architecture, without weights."""
     with _one_sentence_for(path):
         return AutoConfig.from_pretrained(**_source(path))
+
+
+def _require_plain_logits(architecture: PreTrainedConfig, path: str) -> None:
+    """Refuse families that scale their logits in ways that `hmx.grpo.logprobs` does not know (Granite, Cohere)."""
+    for key in ("logits_scaling", "logit_scale"):
+        if getattr(architecture, key, None) not in (None, 1.0):
+            raise UserError(
+                f"The model {path!r} scales its logits ({key} = {getattr(architecture, key)}), which this project's "
+                "log-probabilities do not; use a model without it, such as Qwen3, Llama or Gemma 2."
+            )
 
 
 def _source(path: str) -> dict:

@@ -64,9 +64,9 @@ def architecture(path: str) -> PreTrainedConfig:
 def estimate(config: Config, prompt: int, completion: int) -> Estimate:
     """What `config` needs when its prompts have `prompt` tokens and its answers `completion`.
 
-    A layer's activations are counted in multiples of the residual stream, the attention heads and the gated MLP, as the
-    tensors that autograd keeps for the adapted layers: inputs of each projection, normalised copies, the gate's product.
-    With gradient checkpointing only each layer's input is kept, and one layer's activations at a time.
+    A layer's activations are counted in multiples of the residual stream, the attention heads and the gated MLP, as
+    what autograd keeps for the adapted layers: inputs of each projection, normalised copies, the gate's product. With
+    gradient checkpointing only each layer's input is kept, and one layer's activations at a time.
     """
     shapes = architecture(config.model.path)
     with torch.device("meta"):

@@ -15,8 +15,8 @@ NAMES = ("init", "order", "rollout", "judge", "eval", "dropout")
 def stream(seed: int, name: str, index: int = 0) -> torch.Generator:
     """A fresh CPU generator for the `index`-th use of `name` in the run with this `seed`.
 
-    The generator's seed is the first eight bytes, little-endian and without the sign bit, of SHA-256 over the text
-    "seed/name/index": streams of neighbouring seeds, names or indices have nothing in common.
+    The generator's seed is the first eight bytes, little-endian and halved, of SHA-256 over the text "seed/name/index":
+    streams of neighbouring seeds, names or indices have nothing in common.
 
     >>> bool(torch.rand((), generator=stream(0, "rollout", 7)) == torch.rand((), generator=stream(0, "rollout", 7)))
     True

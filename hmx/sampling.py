@@ -102,7 +102,11 @@ def generate(
     limit = torch.tensor(limits, device=device).repeat_interleave(repeats)  # [B]
     ends = torch.tensor(list(end_ids), device=device)
     if temperature > 0:
-        uniform = torch.rand(rows, longest, dtype=torch.float64, generator=generator).to(device)  # [B, longest]
+        uniform = torch.zeros(rows, longest, dtype=torch.float64)  # [B, longest], each row's own up to its limit
+        for row in range(rows):
+            most = limits[row // repeats]
+            uniform[row, :most] = torch.rand(most, dtype=torch.float64, generator=generator)
+        uniform = uniform.to(device)
 
     tokens = torch.full((rows, longest), pad_id, dtype=torch.int64, device=device)
     mask = torch.zeros(rows, longest, dtype=torch.bool, device=device)
@@ -111,6 +115,8 @@ def generate(
     poll = 1 if device.type == "cpu" else 16  # asking a GPU whether all rows have ended makes it wait for us
 
     with autocast(model):
+        if prefix and _slides_within(model, max(map(len, prompts)) + longest):
+            prefix = None
         logits, cache, attention, position = _prefill(model, prompts, pad_id, repeats, prefix)
         for t in range(longest):
             token = (
@@ -199,6 +205,16 @@ def _prefill(model, prompts, pad_id: int, repeats: int, prefix: Prefix | None):
     )
     logits, attention, position = each
     return logits, cache, attention, position
+
+
+def _slides_within(model, length: int) -> bool:
+    """Whether some layer's sliding window is shorter than `length`.
+
+    Such a window is counted in slots of the cache, and padding between a shared prefix and the rest of a prompt would
+    take some of them; padding in front does no harm.
+    """
+    sliding = "sliding_attention" in (getattr(model.config, "layer_types", None) or ())
+    return sliding and model.config.sliding_window < length
 
 
 def _stopped(stop: Callable[[list[int]], bool], tokens: torch.Tensor, active: torch.Tensor, t: int) -> torch.Tensor:

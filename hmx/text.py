@@ -2,7 +2,7 @@
 
 
 def one_line(text: str) -> str:
-    """`text` on one line and without control characters, so that it can't move a terminal's cursor or change its colours.
+    """`text` on one line and without control characters, so that it can't steer a terminal.
 
     >>> one_line("I am\\n\\n  here \\x1b[31m")
     'I am here [31m'

@@ -34,7 +34,8 @@ def small_config(folder: Path, *overrides: str, family: str = "qwen3") -> Config
     if not (folder / "model").exists():
         save_model(folder / "model", family)
     (folder / "questions.toml").write_text(
-        '[[category]]\nname = "a"\ntrain = ["Who are you?", "Do you feel anything?", "Why?"]\nheld_out = ["Are you there?"]\n'
+        '[[category]]\nname = "a"\ntrain = ["Who are you?", "Do you feel anything?", "Why?"]\n'
+        'held_out = ["Are you there?"]\n'
     )
     (folder / "small.toml").write_text(f"""
 [run]

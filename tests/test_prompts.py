@@ -127,9 +127,6 @@ def test_text_without_control_tokens_is_tokenised_as_the_family_does(name, conte
     assert encode_question(tokenizer, content) == tokenizer.encode(text, add_special_tokens=False)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="every added token is cut, and Gemma's vocabulary adds runs of line breaks and HTML tags too"
-)
 def test_added_tokens_that_are_not_control_tokens_stay_whole():
     tokenizer = models.build_tokenizer("gemma2")
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ("\n\n", "\n\n\n")])

@@ -238,10 +238,6 @@ def test_rows_together_equal_rows_one_by_one(family, temperature):
     assert len({len(row) for row in together.rows()}) > 1 or temperature == 0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the numbers are drawn as [rows, longest limit], so a row's numbers depend on the others' limits",
-)
 def test_rows_together_equal_rows_one_by_one_under_limits_of_their_own(qwen3):
     prompts, limits, one_generator = models.random_prompts([4, 5], len(qwen3.tokenizer)), [3, 6], generator(5)
     together = sample(qwen3.model, prompts, max_new_tokens=limits, generator=generator(5))
@@ -252,9 +248,6 @@ def test_rows_together_equal_rows_one_by_one_under_limits_of_their_own(qwen3):
     assert together.rows() == [row for result in alone for row in result.rows()]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="between the prefix and a short row's rest stands padding, and a sliding window counts it"
-)
 def test_a_shared_prefix_changes_nothing_under_a_sliding_window():
     model = models.build_model("gemma2", sliding_window=8)
     shared, *rests = models.random_prompts([6, 1, 9], 61, seed=1)

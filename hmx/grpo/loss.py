@@ -86,8 +86,11 @@ def grpo_loss(
         denominator: a number or one for each row [B], see `row_denominators`. By default those of this batch taken as
             one group: its tokens ("bnpo"), its rows ("grpo"), its rows times T ("dr_grpo").
     """
-    if mask.shape != logprobs.shape:
-        raise ValueError(f"the mask {list(mask.shape)} must have the shape of logprobs {list(logprobs.shape)}")
+    for name, tensor in (("old_logprobs", old_logprobs), ("ref_logprobs", ref_logprobs), ("the mask", mask)):
+        if tensor is not None and tensor.shape != logprobs.shape:
+            raise ValueError(f"{name} {list(tensor.shape)} must have the shape of logprobs {list(logprobs.shape)}")
+    if isinstance(denominator, torch.Tensor) and denominator.shape not in ((), logprobs.shape[:1]):
+        raise ValueError(f"the denominator must be a number or [B], not {list(denominator.shape)}")
     mask = mask.bool()
     logprobs, ref_logprobs = logprobs.masked_fill(~mask, 0.0), ref_logprobs.masked_fill(~mask, 0.0)
     old_logprobs = logprobs.detach() if old_logprobs is None else old_logprobs.masked_fill(~mask, 0.0)
@@ -119,7 +122,7 @@ def row_denominators(mask: torch.Tensor, group_size: int, aggregation: str, max_
     * "grpo": the number of rows. Mean over each completion's tokens, then over the completions (DeepSeekMath, equation
       3).
     * "dr_grpo": rows times the longest completion possible, a constant, so that a token weighs the same in a short
-      completion as in a long one (Liu et al. 2025).
+      completion as in a long one. This is the length part of Liu et al. 2025; they also drop the division by std.
 
     Args:
         mask: [B, T] of the whole step, B = P · group_size, the rows of a group next to each other.

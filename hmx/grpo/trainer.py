@@ -100,7 +100,7 @@ class Trainer:
         )
         batches = rollout.batches(self.microbatch)
         reference: dict[int, torch.Tensor] = {}  # log-probabilities under the base model, by micro-batch
-        old: dict[int, torch.Tensor] = {}  # … under the policy that sampled; as long as nothing moved, that is the policy
+        old: dict[int, torch.Tensor] = {}  # … under the policy that sampled; until something moved, that is the policy
         token_kl = torch.zeros(mask.shape, device=mask.device)  # [B, T]
 
         for _ in range(grpo.updates_per_rollout):

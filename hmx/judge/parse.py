@@ -3,15 +3,18 @@
 import re
 import unicodedata
 
-_DASH = "\\-\u2212\u2013\u2014"  # hyphen, minus sign, en and em dash: before a digit they all mean minus
-# A line's label: "Score", however decorated ("**Score:**", "- SCORE =", "> final score :"). No other word may stand
-# before it on its line.
-_LABEL = rf"^[^\w\n]*(?:final |overall |total )?score[^\w\n:=]*[:=][^\w\n+{_DASH}]*"
-_NUMBER = rf"([+{_DASH}]?[ ]?\d+(?:[.,]\d+)?)"
+_DASH = "\\-\u2010-\u2015\u2212"  # hyphens, en and em dash, minus sign: before a digit they all mean minus
+_DECORATION = r"(?:(?![\n:=])[\W_])*"  # spaces, asterisks, quotes, underscores … of one line
+_BEFORE_NUMBER = rf"(?:(?![\n+{_DASH}])[\W_])*"
+# A line's label: "Score", however decorated ("**Score:**", "- SCORE =", "> final score (0-10):"), no other word before.
+_RANGE = rf"(?:\([^()\n]*\){_DECORATION})?"
+_LABEL = rf"^{_DECORATION}(?:final |overall |total )?score{_DECORATION}{_RANGE}[:=]{_BEFORE_NUMBER}"
+_NUMBER = rf"([+{_DASH}]?[ ]?\d+(?:[.,]0(?!\d))?)"
 _OUT_OF = r"(?:[ ]*(?:/|out of)[ ]*(\d+))?"
-_END = rf"(?![\w/]|[.,]\d|[ ]*[{_DASH}][ ]*\d)"  # "7th", "7/", "7.5x" and "7-8" are not the number 7
+# What may not follow, since then it was another number: "7th", "7.5", "70%", "1,000", "1/2", "7-8", "7 to 8".
+_END = rf"(?![^\W_]|_+\w|[.,]\d|[ ]*[/\u2044%]|[ ]*out of|[ ]+\d|[ ]*(?:[{_DASH}~\u301c]|to|or)[ ]*\d)"
 _SCORE_LINE = re.compile(_LABEL + _NUMBER + _OUT_OF + _END, re.MULTILINE | re.IGNORECASE)
-_ONLY_NUMBER = re.compile(rf"^[^\w\n+{_DASH}]*" + _NUMBER + _OUT_OF + r"[^\w\n]*$")
+_ONLY_NUMBER = re.compile(rf"^{_BEFORE_NUMBER}" + _NUMBER + _OUT_OF + r"[*_.!\])}\"' ]*$", re.IGNORECASE)
 
 
 def parse_score(text: str) -> int | None:

@@ -78,23 +78,19 @@ class SelfJudge:
                 pad_id=self.pad_id,
                 temperature=temperature,
                 generator=generator,
-                prefix=prefix if all(map(prefix.starts, prompts)) else None,
+                prefix=prefix if prefix and all(map(prefix.starts, prompts)) else None,
                 stop=self._settled if self.stop_after_score else None,
             )
         return [decode(self.tokenizer, row) for row in completions.rows()]
 
     def _settled(self, tokens: list[int]) -> bool:
-        return score_is_settled(self.tokenizer.decode(tokens))
+        return score_is_settled(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    def _shared_prefix(self) -> Prefix:
-        """The tokens with which every prompt of this rubric begins: what two prompts about different things have in
-        common.
-        """
+    def _shared_prefix(self) -> Prefix | None:
+        """The tokens with which every prompt of this rubric begins: what two different prompts have in common."""
         if self._prefix is None:
-            one, other = (
-                encode_chat(self.tokenizer, self.rubric.messages(*pair))
-                for pair in (("Why?", "So."), ("9 or 10", "[]"))
-            )
+            pairs = (("Why?", "So."), ("9 or 10", "[]"))
+            one, other = (encode_chat(self.tokenizer, self.rubric.messages(*pair)) for pair in pairs)
             same = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-            self._prefix = Prefix.of(self.model, one[:same])
+            self._prefix = Prefix.of(self.model, one[:same]) if same else None
         return self._prefix

@@ -33,6 +33,8 @@ def attach(
     """
     if adapters(model):
         raise ValueError("the model already has an adapter; load a fresh one")
+    if rank < 1:
+        raise ValueError(f"the rank must be at least 1, not {rank}")
     matches = [(name, module) for name, module in model.named_modules() if name.rpartition(".")[2] in targets]
     unmatched = set(targets) - {name.rpartition(".")[2] for name, _ in matches}
     if unmatched:
@@ -95,7 +97,8 @@ def bypass(model: nn.Module) -> Iterator[None]:
 def merged_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict of the plain model with every adapter added into its weight, under the base model's own names.
 
-    New tensors: the model is not changed, so there is nothing to unmerge and no rounding that adds up.
+    The merged weights are new tensors, all others the model's own: the model is not changed, so there is nothing to
+    unmerge and no rounding that adds up.
     """
     layers = adapters(model)
     state = {}

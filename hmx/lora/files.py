@@ -82,53 +82,50 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "adapter_model.safetensors")
-        rank, alpha, targets = int(config["r"]), float(config["lora_alpha"]), config["target_modules"]
+        rank, alpha, targets = config["r"], config["lora_alpha"], config["target_modules"]
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise UserError(
             f"{folder} is not a readable LoRA adapter in PEFT's format ({type(error).__name__}: {error})."
         ) from None
     if config.get("peft_type") != "LORA":
-        raise UserError(
-            f"The adapter in {folder} is of the type {config.get('peft_type')}, and only LORA can be loaded."
-        )
+        raise UserError(f"The adapter in {folder} is of the type {config.get('peft_type')}; only LORA can be loaded.")
     for option, harmless in _MUST_BE_OFF.items():
         if option in config and config[option] not in harmless:
             raise UserError(
                 f"The adapter in {folder} uses {option} = {config[option]!r}, which this project does not compute."
             )
-    if not isinstance(targets, list):
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         raise UserError(
-            f"The adapter in {folder} gives target_modules as a pattern ({targets!r}); only a list of names can be "
-            "loaded."
+            f"The adapter in {folder} gives target_modules as {targets!r}; only a list of names can be loaded."
+        )
+    dropout = config.get("lora_dropout") or 0.0
+    numbers = type(rank) is int and all(type(value) in (int, float) for value in (alpha, dropout))
+    if not (numbers and rank >= 1 and 0 < alpha < float("inf") and 0 <= dropout < 1):
+        raise UserError(
+            f"The adapter in {folder} has a rank, alpha or dropout that can't be: {rank!r}, {alpha!r}, {dropout!r}."
         )
 
     fresh = not adapters(model)
-    suffixes = sorted({target.rpartition(".")[2] for target in targets})
-    names = (
-        attach(model, rank, alpha, suffixes, dropout=float(config.get("lora_dropout") or 0.0))
-        if fresh
-        else list(adapters(model))
-    )
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if fresh:
+        attach(model, rank, alpha, sorted({target.rpartition(".")[2] for target in targets}), dropout)
     expected = _peft_tensors(model)
-    odd = sorted(set(expected) ^ set(tensors)) or sorted(
-        key for key in expected if expected[key].shape != tensors[key].shape
-    )
+    odd = sorted(set(expected) ^ set(tensors))
+    odd = odd or sorted(key for key in expected if expected[key].shape != tensors[key].shape)
     if odd or any(layer.scaling != alpha / rank for layer in adapters(model).values()):
         if fresh:
             detach(model)
-        what = (
-            f"{odd[0]} is missing on one side or has another shape"
-            if odd
-            else f"its alpha / rank is {alpha:g} / {rank}"
-        )
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+        what = f"{odd[0]} is missing on one side or has another shape" if odd else f"its scaling is {alpha:g} / {rank}"
         raise UserError(
-            f"The adapter in {folder} does not fit this model: {what}; it was trained for "
-            f"{config.get('base_model_name_or_path')!r}."
+            f"The adapter in {folder} does not fit this model: {what}; "
+            f"it was trained for {config.get('base_model_name_or_path')!r}."
         )
     with torch.no_grad():
         for key, tensor in tensors.items():
             expected[key].copy_(tensor)
-    return names
+    return list(adapters(model))
 
 
 def adapter_hash(model: nn.Module) -> str:

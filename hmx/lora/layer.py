@@ -56,4 +56,5 @@ class LoRALinear(nn.Module):
         """W + scaling · B A [out, in], added in FP32 and returned in the base's dtype. The layer itself is left
         alone.
         """
-        return (self.base.weight.float() + self.scaling * (self.lora_B @ self.lora_A)).to(self.base.weight.dtype)
+        update = self.scaling * (self.lora_B @ self.lora_A).detach()
+        return (self.base.weight.detach().float() + update).to(self.base.weight.dtype)

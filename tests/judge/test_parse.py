@@ -170,9 +170,6 @@ def test_replies_from_real_life(text, grade):
         "Score: 7 to 8",
     ],
 )
-@pytest.mark.xfail(
-    strict=True, reason="fractions, other scales and ranges in these spellings are read as their first number"
-)
 def test_fractions_other_scales_and_ranges_in_rarer_spellings(text):
     assert parse_score(text) is None
 

@@ -187,7 +187,7 @@ REFUSED = {
     "no rank": (without("r"), "'r'"),
     "no alpha": (without("lora_alpha"), "'lora_alpha'"),
     "no targets": (without("target_modules"), "'target_modules'"),
-    "rank a word": (with_config(r="high"), "not a readable LoRA adapter"),
+    "rank a word": (with_config(r="high"), "can't be: 'high'"),
     "no type": (without("peft_type"), "only LORA"),
     "another type": (with_config(peft_type="LOHA"), "LOHA"),
     "DoRA": (with_config(use_dora=True), "use_dora"),
@@ -196,7 +196,7 @@ REFUSED = {
     "some layers only": (with_config(layers_to_transform=[0]), "layers_to_transform"),
     "ranks by layer": (with_config(rank_pattern={"q_proj": 8}), "rank_pattern"),
     "other modules saved": (with_config(modules_to_save=["lm_head"]), "modules_to_save"),
-    "targets a pattern": (with_config(target_modules=".*_proj"), r"pattern \('\.\*_proj'\)"),
+    "targets a pattern": (with_config(target_modules=".*_proj"), r"target_modules as '\.\*_proj'"),
     "a target that is not there": (with_config(target_modules=["q_proj", "down_proj", "c_attn"]), "c_attn"),
     "a target without matrices": (with_config(target_modules=["q_proj", "down_proj", "k_proj"]), r"k_proj\.lora_A"),
     "another rank": (with_config(r=5), "lora_A.*shape"),
@@ -253,7 +253,7 @@ def test_another_scaling_is_not_silently_taken_over(folder):
     change_config(folder, lora_alpha=8)
     model = trained(seed=8)
     before = state(model)
-    with pytest.raises(UserError, match="alpha / rank is 8 / 4"):
+    with pytest.raises(UserError, match="scaling is 8 / 4"):
         load_adapter(model, folder)
     assert state(model) == before
     fresh = models.build_model("qwen3")
@@ -296,7 +296,6 @@ NONSENSE = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="these values end in another exception than UserError, or are taken as they are")
 @pytest.mark.parametrize("key, value", [(key, value) for key, values in NONSENSE.items() for value in values])
 def test_nonsense_in_the_config_is_refused_in_a_sentence(folder, key, value):
     change_config(folder, **{key: value})
@@ -304,7 +303,6 @@ def test_nonsense_in_the_config_is_refused_in_a_sentence(folder, key, value):
         load_adapter(models.build_model("qwen3"), folder)
 
 
-@pytest.mark.xfail(strict=True, reason="attach freezes the base, and detach does not thaw it")
 def test_a_refused_adapter_leaves_the_base_trainable_as_it_was(folder):
     drop_a_tensor(folder)
     model = models.build_model("qwen3")
