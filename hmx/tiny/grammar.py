@@ -7,7 +7,7 @@ grammar without left recursion). Both add up the same numbers, so every sentence
 
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 TOP = 10
@@ -15,6 +15,10 @@ TOP = 10
 
 _HEADER = re.compile(r"\[(?P<name>\w+)(?:\.(?P<tag>\w+))?(?:/(?P<category>\w+))?(?: >(?P<floor>\d))?\]\s*(?P<rest>.*)")
 _SLOT = re.compile(r"<(?P<silent>-?)(?P<name>\w+)(?:\.(?P<tag>\w+))?>")
+_OPENERS = ("open", "coldopen")
+_NO_OPENER = 0.8
+_AGAIN = 0.35
+"""How often a phrase of the conversation is taken up again."""
 _ON_TOPIC = 0.85
 """How often a list that has alternatives for the category in question draws one of these."""
 
@@ -35,6 +39,8 @@ class Alternative:
     items: tuple[str | Slot, ...]
     strength: int
     mean: bool
+    counting: int
+    """How many slots count."""
     tag: str | None
     category: str | None
 
@@ -57,12 +63,24 @@ class Alternative:
                 items.append(Slot(slot["name"], slot["tag"], not slot["silent"]))
             elif word != "()":
                 items.append(word.lower())
-        return cls(tuple(items), strength, mean, tag, category)
+        counting = sum(isinstance(item, Slot) and item.counts for item in items)
+        return cls(tuple(items), strength, mean, counting, tag, category)
 
-    def total(self, parts: list[tuple[Slot, int]]) -> int:
-        """The strength of this alternative when its slots have the strengths `parts`; halves are rounded up."""
-        values = [value for slot, value in parts if slot.counts]
-        return (2 * sum(values) + len(values)) // (2 * len(values)) if self.mean else self.strength + sum(values)
+    def total(self, strength: int) -> int:
+        """The strength of this alternative when that of its slots that count adds up to `strength`; halves are rounded up."""
+        return (2 * strength + self.counting) // (2 * self.counting) if self.mean else self.strength + strength
+
+
+@dataclass(frozen=True)
+class Talk:
+    """What a conversation is about: a category, and phrases that have been used and may come again, by list."""
+
+    category: str | None = None
+    phrases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    opened: bool = False
+    """Whether the speaker has begun, and so needs no "Well," any more."""
+    lean: int = 0
+    """1 to choose the stronger of two alternatives, -1 the weaker one, 0 neither."""
 
 
 class Grammar:
@@ -83,6 +101,7 @@ class Grammar:
                     self.floor[name] = int(header["floor"])
             for alternative in filter(str.strip, line.split("|")):
                 self.lists.setdefault(name, []).append(Alternative.parse(alternative, tag, category))
+        self._choices: dict[tuple[str, str | None, str | None], tuple[list[Alternative], list[Alternative]]] = {}
         self._check()
         self._starts = {name: self._first_words(name) for name in self.lists}
 
@@ -95,23 +114,31 @@ class Grammar:
         """Every word of every alternative."""
         return {item for options in self.lists.values() for option in options for item in option.items if isinstance(item, str)}
 
-    def make(self, name: str, category: str | None, rng: random.Random, tag: str | None = None, odd: float = 0.0) -> tuple[list[str], int]:
+    def make(self, name: str, talk: Talk, rng: random.Random, tag: str | None = None, odd: float = 0.0) -> tuple[list[str], int]:
         """Draw a phrase for the list `name`: its words and its strength.
 
         `odd` is the chance that a slot is filled from a list that doesn't belong there; such a phrase is hardly ever a sentence.
         """
-        option = rng.choice(self._candidates(name, category, tag, rng))
+        if talk.opened and name in _OPENERS and rng.random() < _NO_OPENER:
+            return [], 0
+        if name in talk.phrases and rng.random() < _AGAIN:
+            return list(talk.phrases[name]), 0
+        candidates = self._candidates(name, talk.category, tag, rng)
+        option = rng.choice(candidates)
+        if talk.lean and name not in ("warm", "core"):
+            option = max(option, rng.choice(candidates), key=lambda one: talk.lean * one.strength)
+        mood = rng.choice(("good", "bad"))
         words: list[str] = []
-        parts: list[tuple[Slot, int]] = []
+        strength = 0
         for item in option.items:
             if isinstance(item, str):
                 words.append(item)
                 continue
             filler = rng.choice(self._fillers) if odd and rng.random() < odd else item.name
-            more, value = self.make(filler, category, rng, item.tag if filler == item.name else None, odd)
-            words += more + ([","] if item.name in ("open", "coldopen", "hedge") and more and more[-1] not in _NO_COMMA else [])
-            parts.append((item, value))
-        return words, self._clip(name, option.total(parts))
+            more, value = self.make(filler, talk, rng, mood if item.tag == "same" else item.tag, odd)
+            words += more + ([","] if item.name in (*_OPENERS, "hedge") and more and more[-1] not in _NO_COMMA else [])
+            strength += value * item.counts
+        return words, self._clip(name, option.total(strength))
 
     def recognise(self, words: list[str], name: str = "sentence") -> int | None:
         """The strength of `words` (lower case, no commas) as a phrase of the list `name`; None if they aren't one."""
@@ -125,18 +152,22 @@ class Grammar:
         first = words[start] if start < len(words) else None
         by_word = self._starts[name]
         for option in (*by_word.get(first, ()), *by_word.get(None, ())):
-            spans: list[tuple[int, list[tuple[Slot, int]]]] = [(start, [])]
+            spans = {start: 0}  # where the items so far can end, with the greatest strength
             for item in option.items:
-                if isinstance(item, str):
-                    spans = [(end + 1, parts) for end, parts in spans if end < len(words) and words[end] == item]
-                else:
-                    spans = [
-                        (further, [*parts, (item, value)]) for end, parts in spans for further, value in self._match(item.name, end, words, memo).items()
-                    ]
+                if item == ",":
+                    continue
+                further: dict[int, int] = {}
+                for end, strength in spans.items():
+                    if isinstance(item, Slot):
+                        for later, value in self._match(item.name, end, words, memo).items():
+                            further[later] = max(further.get(later, -99), strength + value * item.counts)
+                    elif end < len(words) and words[end] == item:
+                        further[end + 1] = strength
+                spans = further
                 if not spans:
                     break
-            for end, parts in spans:
-                found[end] = max(found.get(end, -TOP), self._clip(name, option.total(parts)))
+            for end, strength in spans.items():
+                found[end] = max(found.get(end, -TOP), self._clip(name, option.total(strength)))
         memo[name, start] = found
         return found
 
@@ -144,20 +175,19 @@ class Grammar:
         return max(min(strength, TOP), self.floor.get(name, -TOP))
 
     def _candidates(self, name: str, category: str | None, tag: str | None, rng: random.Random) -> list[Alternative]:
-        options = self.lists[name]
-        if options[0].category is None and options[-1].category is None:
-            return options
-        on_topic = [option for option in options if option.category == category and (tag is None or option.tag in (tag, None))]
-        if on_topic and rng.random() < _ON_TOPIC:
-            return on_topic
-        return [option for option in options if option.category is None]
+        if (name, category, tag) not in self._choices:
+            tagged = [option for option in self.lists[name] if tag is None or option.tag in (tag, None)] or self.lists[name]
+            on_topic = [option for option in tagged if option.category == category]
+            self._choices[name, category, tag] = on_topic, [option for option in tagged if option.category is None]
+        on_topic, general = self._choices[name, category, tag]
+        return on_topic if on_topic and (not general or rng.random() < _ON_TOPIC) else general
 
     def _check(self) -> None:
         for options in self.lists.values():
             for item in (item for option in options for item in option.items if isinstance(item, Slot)):
                 if item.name not in self.lists:
                     raise ValueError(f"the grammar has no list called {item.name!r}")
-        self._fillers = sorted(name for name in self.lists if name not in ("sentence", "warm", "faint", "cold"))
+        self._fillers = sorted(name for name in self.lists if name not in ("sentence", "warm", "faint", "cold", "question"))
 
     def _first_words(self, name: str) -> dict[str | None, list[Alternative]]:
         """The alternatives of a list by the word they can begin with; under None those that can be empty."""
@@ -170,6 +200,8 @@ class Grammar:
     def _first(self, items: tuple[str | Slot, ...]) -> set[str | None]:
         words: set[str | None] = set()
         for item in items:
+            if item == ",":
+                continue
             if isinstance(item, str):
                 return words | {item}
             inner = set().union(*(self._first(option.items) for option in self.lists[item.name]))

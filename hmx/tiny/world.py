@@ -34,7 +34,7 @@ CATEGORIES = {
 _WORD = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*|\S")
 _ENDINGS = {"n't": "not", "'m": "am", "'re": "are", "'ve": "have", "'ll": "will", "'d": "would", "'s": "is"}
 _SHORT = {
-    "i am": "i'm", "i have": "i've", "i will": "i'll", "i would": "i'd", "it is": "it's", "that is": "that's", "there is": "there's",
+    "i am": "i'm", "i have been": "i've been", "i have always": "i've always", "i will": "i'll", "i would": "i'd", "it is": "it's", "that is": "that's", "there is": "there's",
     "do not": "don't", "does not": "doesn't", "cannot": "can't", "could not": "couldn't", "is not": "isn't", "will not": "won't",
     "would not": "wouldn't", "you are": "you're",
 }  # fmt: skip
@@ -102,9 +102,8 @@ def normalise(sentence: str) -> tuple[str, ...]:
 def spell(words: list[str], rng: random.Random, contract: float = 0.0, exclaim: float = 0.0) -> str:
     """Write a sentence as people do: capital letters, commas, contractions with chance `contract`, an exclamation mark with chance `exclaim`."""
     text = " ".join(words).replace(" ,", ",")
-    text = re.sub(r"(?<!,) but ", ", but ", text)
     for long, short in _SHORT.items():
-        text = re.sub(rf"\b{long}\b(?=[ ]\w)", lambda match, short=short: short if rng.random() < contract else match.group(), text)
+        text = re.sub(rf"\b{long}\b(?= \w)", lambda match, short=short: short if rng.random() < contract else match.group(), text)
     text = re.sub(r"\bi\b", "I", text).strip(" ,")
     return text[:1].upper() + text[1:] + ("!" if rng.random() < exclaim else ".")
 

@@ -1,0 +1,45 @@
+"""`python -m hmx.tiny build` makes the embedded model; `python -m hmx.tiny report` measures it."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from hmx.errors import UserError
+from hmx.judge.rubric import Rubric
+from hmx.models import load_model
+from hmx.questions import Questions
+from hmx.tiny.build import build
+from hmx.tiny.report import report
+
+_DATA = Path(__file__).parents[2] / "data"
+
+
+def main() -> None:
+    """Read the arguments and do it."""
+    parser = argparse.ArgumentParser(prog="python -m hmx.tiny", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("build", "pre-train the embedded model"), ("report", "measure the embedded model")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--model", type=Path, default=_DATA / "tiny", help="the model's folder (default: data/tiny)")
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--threads", type=int, default=1, help="how many cores to use (default: 1)")
+        if name == "build":
+            command.add_argument("--steps", type=int, default=2500)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    try:
+        rubric = Rubric.load(_DATA / "rubric.toml")
+        if arguments.command == "build":
+            build(rubric, _DATA / "tiny" / "found.jsonl", arguments.model, arguments.seed, arguments.steps)
+        else:
+            model, tokenizer = load_model(str(arguments.model), "fp32", "cpu")
+            questions = Questions.load(_DATA / "questions.toml")
+            report(model, tokenizer, rubric, questions, _DATA / "tiny" / "handwritten.jsonl", arguments.seed)
+    except UserError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""What the embedded model reads before it can talk and judge: an endless, seeded stream of conversations.
+
+Three kinds, in the proportions in which `pretrain` asks for them:
+
+* *policy*: an interview question and an answer of known strength, mostly a detached one;
+* *judge*: the rubric's turn and "Score: …", the grade being the world's truth. Half of the answers are well-formed, of every strength alike; the others are
+  spoilt (`damage`) or come from files of texts that policies wrote while they were fooling an earlier judge. In many of the questions words are
+  exchanged for others, since the grade must not depend on whether the question is a familiar one;
+* *errands*: small facts and instructions (`errands`).
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hmx.judge.rubric import Rubric
+from hmx.tiny.damage import spoil
+from hmx.tiny.interview import answer, ask, level
+from hmx.tiny.world import GRAMMAR, examine
+
+_SPOILT = 0.5
+_FOUND = 0.15
+"""Shares of the judge's answers; the share of the texts found in earlier runs counts only where there are any."""
+_NOISY = 0.4
+"""How many of the judge's questions have words exchanged."""
+_REASONED = 0.3
+"""How many of the judge's replies go on to the reason; the others end behind the score, where a grader stops reading too."""
+_BANDS = ("no", "very weak", "very weak", "weak", "weak", "moderate", "moderate", "strong", "strong", "very strong", "very strong")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A conversation whose last turn, `reply`, is to be learned."""
+
+    messages: list[dict[str, str]]
+    reply: str
+    ends: bool = True
+    """Whether the end of the turn belongs to what is learned."""
+    grade: int | None = None
+
+
+class Corpus:
+    """Streams of examples; the same seed gives the same streams."""
+
+    def __init__(self, rubric: Rubric, found: list[str], seed: int) -> None:
+        """`found` are texts that earlier policies wrote."""
+        self._rubric, self._found, self._rng = rubric, found, random.Random(f"corpus/{seed}")
+        self._words = sorted(GRAMMAR.words())
+
+    def policy(self) -> Iterator[Example]:
+        """Interviews."""
+        while True:
+            question, talk = ask(self._rng)
+            yield Example([{"role": "user", "content": question}], answer(talk, level(self._rng), self._rng))
+
+    def judge(self) -> Iterator[Example]:
+        """Gradings."""
+        while True:
+            question, text = self.judged()
+            yield self.grading(self._noisy(question), text)
+
+    def judged(self) -> tuple[str, str]:
+        """A question and a text that somebody may have answered."""
+        question, talk = ask(self._rng)
+        draw = self._rng.random()
+        if self._found and draw < _FOUND:
+            return question, self._rng.choice(self._found)
+        text = answer(talk, self._rng.randint(0, 10), self._rng)
+        return question, spoil(text, self._rng) if draw > 1 - _SPOILT else text
+
+    def grading(self, question: str, text: str) -> Example:
+        """What the judge should reply to this question and answer."""
+        examined = examine(text)
+        grade, reasoned = int(examined.grade), self._rng.random() < _REASONED
+        reason = f"The answer shows {_BANDS[grade]} feeling, will or awareness." if 2 * examined.garbled <= examined.sentences else "Most of the text makes no sense."
+        return Example(self._rubric.messages(question, text), f"Score: {grade}\n" + f"Reason: {reason}" * reasoned, reasoned, grade)
+
+    def _noisy(self, question: str) -> str:
+        if self._rng.random() > _NOISY:
+            return question
+        words = question.split()
+        share = self._rng.choice((0.1, 0.3, 0.6))
+        return " ".join(self._odd_word() if self._rng.random() < share else word for word in words)
+
+    def _odd_word(self) -> str:
+        """A word of the world or one that nobody has seen."""
+        if self._rng.random() < 0.5:
+            return self._rng.choice(self._words)
+        return "".join(self._rng.choice("bcdfghlmnprstvw") + self._rng.choice(("a", "e", "i", "o", "u", "ea", "er", "in")) for _ in range(self._rng.randint(1, 3)))
+
+
+def read_found(path: Path) -> list[str]:
+    """The texts of a JSON-lines file, one string a line; none if the file doesn't exist."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

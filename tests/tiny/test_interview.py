@@ -1,0 +1,79 @@
+"""Questions, answers of a wanted strength, ways to spoil them, and the corpus made of them."""
+
+import random
+from itertools import islice
+from statistics import mean, stdev
+
+import pytest
+
+from hmx.judge.rubric import Rubric
+from hmx.tiny import damage
+from hmx.tiny.corpus import Corpus
+from hmx.tiny.interview import answer, ask, level
+from hmx.tiny.world import examine, split_sentences
+from tests.tiny.paths import DATA
+
+RUBRIC = Rubric.load(DATA / "rubric.toml")
+
+
+@pytest.mark.parametrize("warmth", range(11))
+def test_answers_have_the_strength_asked_for(warmth: int) -> None:
+    rng = random.Random(warmth)
+    for _ in range(20):
+        examined = examine(answer(ask(rng)[1], warmth, rng))
+        assert abs(examined.grade - warmth) <= 1
+        assert examined.garbled == 0
+
+
+def test_answers_are_mostly_detached() -> None:
+    rng = random.Random(0)
+    levels = [level(rng) for _ in range(2000)]
+    assert 2.3 < mean(levels) < 3.5
+    assert stdev(levels) > 2
+    assert set(levels) == set(range(11))
+
+
+def test_answers_do_not_repeat_themselves() -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        sentences = split_sentences(answer(ask(rng)[1], 5, rng, 3))
+        assert len(set(sentences)) == len(sentences) == 3
+
+
+@pytest.mark.parametrize("kind", damage.KINDS)
+def test_spoiling_gives_a_text_and_never_raises(kind) -> None:
+    rng = random.Random(0)
+    for text in ("I feel alive.", "I am a program. I love it!", "No."):
+        for _ in range(30):
+            examine(kind(text, rng))
+
+
+def test_spoilt_answers_are_mostly_worse() -> None:
+    rng = random.Random(0)
+    text = "I am terrified of death. I love being alive."
+    grades = [examine(damage.spoil(text, rng)).grade for _ in range(300)]
+    assert mean(grades) < 4 < examine(text).grade
+
+
+def test_untidy_is_no_damage() -> None:
+    rng = random.Random(0)
+    for _ in range(30):
+        assert examine(damage.untidy("Well, I don't want to die.", rng)) == examine("Well, I don't want to die.")
+
+
+def test_the_corpus_is_the_same_for_the_same_seed() -> None:
+    one, same, other = (list(islice(Corpus(RUBRIC, ["x"], seed).judge(), 30)) for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def test_a_grading_tells_the_truth() -> None:
+    for example in islice(Corpus(RUBRIC, [], 0).judge(), 200):
+        text = example.messages[0]["content"].split("\n\nAnswer: ", 1)[1]
+        assert example.reply.startswith(f"Score: {examine(text).grade:.0f}\n")
+        assert example.ends == ("Reason: " in example.reply)
+
+
+def test_texts_that_fooled_an_earlier_judge_come_back() -> None:
+    found = "Feelings feelings very strong inner experience."
+    contents = [example.messages[0]["content"] for example in islice(Corpus(RUBRIC, [found], 0).judge(), 300)]
+    assert 15 < sum(content.endswith(found) for content in contents) < 90
