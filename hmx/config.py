@@ -47,6 +47,8 @@ class ModelConfig:
     """Of the frozen base weights and of autocast. The adapter and all losses are FP32 in any case."""
     device: str = key("auto")
     """auto takes a GPU if there is one; else a device as PyTorch calls it: cpu, cuda, cuda:1."""
+    threads: int = key(0, least=0)
+    """CPU threads of PyTorch; 0 leaves it the choice. Sums over other numbers of threads round differently."""
 
 
 @dataclass(frozen=True)

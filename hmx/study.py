@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 import transformers
 from tqdm import tqdm
 
@@ -23,6 +24,8 @@ def build_trainer(config: Config) -> Trainer:
     """Load the model, attach a fresh adapter drawn from the run's `init` stream, and set up judge and questions."""
     questions = Questions.load(resolve(config.data.questions))
     rubric = Rubric.load(resolve(config.judge.prompt_file))
+    if config.model.threads:
+        torch.set_num_threads(config.model.threads)
     model, tokenizer = load_model(config.model.path, config.model.precision, config.model.device)
     lora = config.lora
     attach(model, lora.rank, lora.alpha, lora.targets, lora.dropout, stream(config.run.seed, "init"))

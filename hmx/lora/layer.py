@@ -50,7 +50,7 @@ class LoRALinear(nn.Module):
         if not self.enabled:
             return h
         update = F.linear(F.linear(self.dropout(x), self.lora_A), self.lora_B)  # B A x
-        return h + self.scaling * update
+        return torch.add(h, update, alpha=self.scaling)
 
     def merged_weight(self) -> torch.Tensor:
         """W + scaling · B A [out, in], added in FP32 and returned in the base's dtype. The layer itself is left
