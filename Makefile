@@ -7,12 +7,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+TRAIN := $(BIN)/python train.py --config configs/tiny.toml --seed 0 --resume --plain
 
+.PHONY: demo demo-forward demo-reverse test lint clean
+
+# Both directions at once, a core each.
 demo: .venv/ready
-	$(BIN)/python train.py --config configs/tiny.toml --direction forward --seed 0 --resume
-	$(BIN)/python train.py --config configs/tiny.toml --direction reverse --seed 0 --resume
+	@$(MAKE) --no-print-directory -j2 demo-forward demo-reverse
 	$(BIN)/python evaluate.py
+
+demo-forward demo-reverse: demo-%: .venv/ready
+	$(TRAIN) --direction $*
 
 test: .venv/ready
 	$(BIN)/python -m pytest

@@ -34,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="go on with an interrupted run; start it if there is none, leave it if it is finished",
     )
     parser.add_argument(
+        "--plain", action="store_true", help="no progress bar, only a line for each evaluation, as for a log file"
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="print the resolved config, the steps and an estimate of memory; load no weights",
@@ -56,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         from hmx.study import train_run
 
-        run = train_run(config, given.resume)
+        run = train_run(config, given.resume, given.plain)
         return 0 if run.finished else 130
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -33,8 +33,12 @@ def build_trainer(config: Config) -> Trainer:
     return Trainer(config, model, tokenizer, judge, questions, _world(config))
 
 
-def train_run(config: Config, resume: bool = False) -> Run:
+def train_run(config: Config, resume: bool = False, plain: bool = False) -> Run:
     """Train one run to its end, or until Ctrl-C, which saves and leaves a run that --resume goes on with.
+
+    Args:
+        resume: go on with a run that was interrupted; leave one that is finished.
+        plain: print a line for each evaluation, but no progress bar.
 
     Raises `UserError` for everything that is wrong with the config, the files it names, or the run's folder.
     """
@@ -54,23 +58,22 @@ def train_run(config: Config, resume: bool = False) -> Run:
         run.note(initial_adapter=adapter_hash(trainer.model))
     run.take_back_after(start)
     run.note(status="running")
-    finished = _train(trainer, run, start)
+    finished = _train(trainer, run, start, plain)
     run.note(status="finished" if finished else "interrupted")
     return run
 
 
-def _train(trainer: Trainer, run: Run, start: int) -> bool:
+def _train(trainer: Trainer, run: Run, start: int, plain: bool) -> bool:
     """The steps after `start`, with evaluations and checkpoints where they are due. Returns whether training came to
     its end.
     """
     config = trainer.config
     evaluations = evaluation_steps(config, len(trainer.questions.train))
     rewards = [record["eval_reward"] for record in run.records(kind="eval")]
-    with (
-        _stop_politely() as stop,
-        tqdm(total=trainer.total_steps, initial=start, unit="step", dynamic_ncols=True, disable=None) as bar,
-    ):
-        bar.set_description(f"{config.run.direction} seed {config.run.seed}")
+    name = f"{config.run.direction} seed {config.run.seed}"
+    hidden = True if plain else None  # None: hidden unless somebody is looking at a terminal
+    bar = tqdm(total=trainer.total_steps, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=hidden)
+    with _stop_politely() as stop, bar:
         for n in range(start, trainer.total_steps + 1):
             if n > start:
                 record = trainer.step(n)
@@ -78,13 +81,13 @@ def _train(trainer: Trainer, run: Run, start: int) -> bool:
                 run.append("samples.jsonl", record.samples)
                 bar.set_postfix_str(_brief(record.metrics))
                 bar.update()
-            if n in evaluations and len(rewards) == evaluations.index(n):
+            if n in evaluations and len(rewards) == evaluations.index(n):  # else it was done before an interruption
                 record = trainer.evaluate(evaluations.index(n), n)
                 run.save(n, trainer.model, config.model.path, trainer.optimizer.state())
                 run.append("metrics.jsonl", [record.metrics])
                 run.append("samples.jsonl", record.samples)
                 rewards.append(record.metrics["eval_reward"])
-                bar.write(_evaluation_line(record.metrics), file=sys.stderr)
+                bar.write(f"{name}  {_evaluation_line(record.metrics)}", file=sys.stderr)
                 bar.write(_sample_line(record.samples), file=sys.stderr)
                 if _passed_long_ago(config, rewards):
                     return True
