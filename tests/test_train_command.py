@@ -63,8 +63,8 @@ def test_a_mistake_ends_the_process_with_one_line_and_its_exit_code():
         ),
     ],
 )
-def test_a_users_mistake_gets_one_sentence_and_no_traceback(arguments, says, capsys):
-    assert train.main(arguments) == 2
+def test_a_users_mistake_gets_one_sentence_and_no_traceback(arguments, says, tmp_path, capsys):
+    assert train.main([*arguments, "--set", f"run.folder={tmp_path}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and says in line
 
