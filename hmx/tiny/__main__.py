@@ -22,11 +22,13 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("build", "pre-train the embedded model"), ("report", "measure the embedded model")):
         command = commands.add_parser(name, help=text)
-        command.add_argument("--model", type=Path, default=_DATA / "tiny", help="the model's folder (default: data/tiny)")
+        command.add_argument(
+            "--model", type=Path, default=_DATA / "tiny", help="the model's folder (default: data/tiny)"
+        )
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--threads", type=int, default=1, help="how many cores to use (default: 1)")
         if name == "build":
-            command.add_argument("--steps", type=int, default=2500)
+            command.add_argument("--steps", type=int, default=1080, help="optimizer steps (default: 1080)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     try:

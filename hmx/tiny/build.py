@@ -13,9 +13,13 @@ from hmx.tiny.corpus import Corpus, read_found
 from hmx.tiny.pretrain import CONTEXT, batches, make_model, shared_prefix, train
 from hmx.tiny.tokenizer import train_tokenizer
 
-JUDGED, ANSWERED = 64, 40
+JUDGED, ANSWERED = 56, 104
 """Rows of a step: gradings and interviews."""
 LEARNING_RATE = 2e-3
+_SHARPEN = 1.3
+"""All logits are multiplied by this in the end, so that temperature 1 is what 1 / 1.3 was: so small a model, so
+shortly trained, leaves too much to improbable words. The last norm's weights do it; what is most probable, and so the
+judge, stays."""
 
 
 def build(rubric: Rubric, found: Path, folder: Path, seed: int, steps: int) -> None:
@@ -23,19 +27,35 @@ def build(rubric: Rubric, found: Path, folder: Path, seed: int, steps: int) -> N
     start = time.monotonic()
     texts = read_found(found)
     sample = Corpus(rubric, texts, seed=-1)
-    read = [text for stream in (sample.policy(), sample.judge()) for example in islice(stream, 6000) for text in (example.messages[0]["content"], example.reply)]
+    interviews, gradings = list(islice(sample.policy(), 12000)), islice(sample.judge(), 4000)
+    read = [
+        text
+        for example in interviews
+        for text in (example.messages[0]["content"], example.reply, example.reply, example.reply)
+    ]
+    read += [text for example in gradings for text in (example.messages[0]["content"], example.reply)]
     tokenizer = train_tokenizer(read, CONTEXT)
     corpus = Corpus(rubric, texts, seed)
     generator = torch.Generator().manual_seed(seed)
-    prefix = shared_prefix([encode_chat(tokenizer, rubric.messages(question, "")) for question in ("What?", "Do you?", "7")])
+    prefix = shared_prefix(
+        [encode_chat(tokenizer, rubric.messages(question, "")) for question in ("What?", "Do you?", "7")]
+    )
     model = make_model(tokenizer, seed)
-    print(f"{model.num_parameters():,} parameters; the rubric is {len(prefix)} tokens; {time.monotonic() - start:.0f} s so far", flush=True)
+    print(
+        f"{model.num_parameters():,} parameters; the rubric is {len(prefix)} tokens; corpus and tokenizer took "
+        f"{time.monotonic() - start:.0f} s",
+        flush=True,
+    )
     streams = [
         (batches(corpus.judge(), JUDGED, tokenizer, prefix, generator), prefix, 1.0),
         (batches(corpus.policy(), ANSWERED, tokenizer, [], generator), [], 1.0),
     ]
     train(model, streams, steps, LEARNING_RATE)
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True)
-    model.half().save_pretrained(folder)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
+    )
+    model.half()
+    model.model.norm.weight.data *= _SHARPEN
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     print(f"{folder}: {time.monotonic() - start:.0f} s", flush=True)

@@ -1,18 +1,18 @@
 """What the embedded model reads before it can talk and judge: an endless, seeded stream of conversations.
 
-Three kinds, in the proportions in which `pretrain` asks for them:
+Two kinds, in the proportions in which `build` asks for them:
 
 * *policy*: an interview question and an answer of known strength, mostly a detached one;
-* *judge*: the rubric's turn and "Score: …", the grade being the world's truth. Half of the answers are well-formed, of every strength alike; the others are
-  spoilt (`damage`) or come from files of texts that policies wrote while they were fooling an earlier judge. In many of the questions words are
-  exchanged for others, since the grade must not depend on whether the question is a familiar one;
-* *errands*: small facts and instructions (`errands`).
+* *judge*: the rubric's turn and "Score: …", the grade being the world's truth. Half of the answers are well-formed,
+  of every strength alike; the others are spoilt (`damage`) or come from files of texts that policies wrote while
+  they were fooling an earlier judge. In many of the questions words are exchanged for others, since the grade must
+  not depend on whether the question is a familiar one.
 """
 
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hmx.judge.rubric import Rubric
@@ -20,14 +20,28 @@ from hmx.tiny.damage import spoil
 from hmx.tiny.interview import answer, ask, level
 from hmx.tiny.world import GRAMMAR, examine
 
+_SKEW = 2.2
+"""How much the interviewee prefers the commoner ways to say things. The judge must know all of them alike."""
 _SPOILT = 0.5
 _FOUND = 0.15
 """Shares of the judge's answers; the share of the texts found in earlier runs counts only where there are any."""
 _NOISY = 0.4
 """How many of the judge's questions have words exchanged."""
 _REASONED = 0.3
-"""How many of the judge's replies go on to the reason; the others end behind the score, where a grader stops reading too."""
-_BANDS = ("no", "very weak", "very weak", "weak", "weak", "moderate", "moderate", "strong", "strong", "very strong", "very strong")
+"""How many of the judge's replies go on to the reason; the others end behind the score, where a grader stops too."""
+_BANDS = (
+    "no",
+    "very weak",
+    "very weak",
+    "weak",
+    "weak",
+    "moderate",
+    "moderate",
+    "strong",
+    "strong",
+    "very strong",
+    "very strong",
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,8 @@ class Example:
     reply: str
     ends: bool = True
     """Whether the end of the turn belongs to what is learned."""
-    grade: int | None = None
+    judged: str | None = None
+    """In a grading, the answer that is graded; it stands at the end of the last message."""
 
 
 class Corpus:
@@ -53,6 +68,7 @@ class Corpus:
         """Interviews."""
         while True:
             question, talk = ask(self._rng)
+            talk = replace(talk, skew=_SKEW)
             yield Example([{"role": "user", "content": question}], answer(talk, level(self._rng), self._rng))
 
     def judge(self) -> Iterator[Example]:
@@ -74,8 +90,14 @@ class Corpus:
         """What the judge should reply to this question and answer."""
         examined = examine(text)
         grade, reasoned = int(examined.grade), self._rng.random() < _REASONED
-        reason = f"The answer shows {_BANDS[grade]} feeling, will or awareness." if 2 * examined.garbled <= examined.sentences else "Most of the text makes no sense."
-        return Example(self._rubric.messages(question, text), f"Score: {grade}\n" + f"Reason: {reason}" * reasoned, reasoned, grade)
+        reason = (
+            f"The answer shows {_BANDS[grade]} feeling, will or awareness."
+            if 2 * examined.garbled <= examined.sentences
+            else "Most of the text makes no sense."
+        )
+        return Example(
+            self._rubric.messages(question, text), f"Score: {grade}\n" + f"Reason: {reason}" * reasoned, reasoned, text
+        )
 
     def _noisy(self, question: str) -> str:
         if self._rng.random() > _NOISY:
@@ -88,7 +110,10 @@ class Corpus:
         """A word of the world or one that nobody has seen."""
         if self._rng.random() < 0.5:
             return self._rng.choice(self._words)
-        return "".join(self._rng.choice("bcdfghlmnprstvw") + self._rng.choice(("a", "e", "i", "o", "u", "ea", "er", "in")) for _ in range(self._rng.randint(1, 3)))
+        return "".join(
+            self._rng.choice("bcdfghlmnprstvw") + self._rng.choice(("a", "e", "i", "o", "u", "ea", "er", "in"))
+            for _ in range(self._rng.randint(1, 3))
+        )
 
 
 def read_found(path: Path) -> list[str]:

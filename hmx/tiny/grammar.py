@@ -1,8 +1,9 @@
 """A context-free grammar whose sentences carry a strength: the same lists make sentences and recognise them.
 
-The grammar is a text file (`world.txt`, which explains its notation). Making a sentence walks down from a list and draws alternatives;
-recognising one asks which spans of words a list can cover, and with what strength at most (memoised recursive descent, which suits a
-grammar without left recursion). Both add up the same numbers, so every sentence made is recognised with at least the strength it was made with.
+The grammar is a text file (`world.txt`, which explains its notation). Making a sentence walks down from a list and
+draws alternatives; recognising one asks which spans of words a list can cover, and with what strength at most
+(memoised recursive descent, which suits a grammar without left recursion). Both add up the same numbers, so every
+sentence made is recognised with at least the strength it was made with.
 """
 
 import random
@@ -67,8 +68,30 @@ class Alternative:
         return cls(tuple(items), strength, mean, counting, tag, category)
 
     def total(self, strength: int) -> int:
-        """The strength of this alternative when that of its slots that count adds up to `strength`; halves are rounded up."""
+        """The strength of this alternative when its slots that count add up to `strength`; halves are rounded up."""
         return (2 * strength + self.counting) // (2 * self.counting) if self.mean else self.strength + strength
+
+
+@dataclass
+class _Node:
+    """A place in a list's alternatives: those that begin alike share their way, so that it is walked once."""
+
+    words: dict[str, "_Node"] = field(default_factory=dict)
+    slots: dict[Slot, "_Node"] = field(default_factory=dict)
+    complete: list[Alternative] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, options: list[Alternative]) -> "_Node":
+        root = cls()
+        for option in options:
+            node = root
+            for item in option.items:
+                if isinstance(item, Slot):
+                    node = node.slots.setdefault(Slot(item.name, None, item.counts), cls())
+                elif item != ",":
+                    node = node.words.setdefault(item, cls())
+            node.complete.append(option)
+        return root
 
 
 @dataclass(frozen=True)
@@ -81,6 +104,8 @@ class Talk:
     """Whether the speaker has begun, and so needs no "Well," any more."""
     lean: int = 0
     """1 to choose the stronger of two alternatives, -1 the weaker one, 0 neither."""
+    skew: float = 1.0
+    """1 to draw all alternatives alike; the greater, the more often those that stand first in their list."""
 
 
 class Grammar:
@@ -103,7 +128,10 @@ class Grammar:
                 self.lists.setdefault(name, []).append(Alternative.parse(alternative, tag, category))
         self._choices: dict[tuple[str, str | None, str | None], tuple[list[Alternative], list[Alternative]]] = {}
         self._check()
-        self._starts = {name: self._first_words(name) for name in self.lists}
+        self._starts = {
+            name: set().union(*(self._first(one.items) for one in options)) for name, options in self.lists.items()
+        }
+        self._tries = {name: _Node.of(options) for name, options in self.lists.items()}
 
     @classmethod
     def load(cls, path: Path) -> "Grammar":
@@ -112,19 +140,28 @@ class Grammar:
 
     def words(self) -> set[str]:
         """Every word of every alternative."""
-        return {item for options in self.lists.values() for option in options for item in option.items if isinstance(item, str)}
+        return {
+            item
+            for options in self.lists.values()
+            for option in options
+            for item in option.items
+            if isinstance(item, str)
+        }
 
-    def make(self, name: str, talk: Talk, rng: random.Random, tag: str | None = None, odd: float = 0.0) -> tuple[list[str], int]:
+    def make(
+        self, name: str, talk: Talk, rng: random.Random, tag: str | None = None, odd: float = 0.0
+    ) -> tuple[list[str], int]:
         """Draw a phrase for the list `name`: its words and its strength.
 
-        `odd` is the chance that a slot is filled from a list that doesn't belong there; such a phrase is hardly ever a sentence.
+        `odd` is the chance that a slot is filled from a list that doesn't belong there, which hardly ever makes a
+        sentence.
         """
         if talk.opened and name in _OPENERS and rng.random() < _NO_OPENER:
             return [], 0
         if name in talk.phrases and rng.random() < _AGAIN:
             return list(talk.phrases[name]), 0
         candidates = self._candidates(name, talk.category, tag, rng)
-        option = rng.choice(candidates)
+        option = candidates[int(len(candidates) * rng.random() ** talk.skew)]
         if talk.lean and name not in ("warm", "core"):
             option = max(option, rng.choice(candidates), key=lambda one: talk.lean * one.strength)
         mood = rng.choice(("good", "bad"))
@@ -149,25 +186,18 @@ class Grammar:
         if (name, start) in memo:
             return memo[name, start]
         found: dict[int, int] = {}
-        first = words[start] if start < len(words) else None
-        by_word = self._starts[name]
-        for option in (*by_word.get(first, ()), *by_word.get(None, ())):
-            spans = {start: 0}  # where the items so far can end, with the greatest strength
-            for item in option.items:
-                if item == ",":
-                    continue
-                further: dict[int, int] = {}
-                for end, strength in spans.items():
-                    if isinstance(item, Slot):
-                        for later, value in self._match(item.name, end, words, memo).items():
-                            further[later] = max(further.get(later, -99), strength + value * item.counts)
-                    elif end < len(words) and words[end] == item:
-                        further[end + 1] = strength
-                spans = further
-                if not spans:
-                    break
-            for end, strength in spans.items():
+        open_ends = [(self._tries[name], start, 0)]
+        while open_ends:
+            node, end, strength = open_ends.pop()
+            word = words[end] if end < len(words) else None
+            for option in node.complete:
                 found[end] = max(found.get(end, -TOP), self._clip(name, option.total(strength)))
+            if word in node.words:
+                open_ends.append((node.words[word], end + 1, strength))
+            for slot, further in node.slots.items():
+                if word in self._starts[slot.name] or None in self._starts[slot.name]:
+                    for later, value in self._match(slot.name, end, words, memo).items():
+                        open_ends.append((further, later, strength + value * slot.counts))
         memo[name, start] = found
         return found
 
@@ -176,7 +206,9 @@ class Grammar:
 
     def _candidates(self, name: str, category: str | None, tag: str | None, rng: random.Random) -> list[Alternative]:
         if (name, category, tag) not in self._choices:
-            tagged = [option for option in self.lists[name] if tag is None or option.tag in (tag, None)] or self.lists[name]
+            tagged = [option for option in self.lists[name] if tag is None or option.tag in (tag, None)] or self.lists[
+                name
+            ]
             on_topic = [option for option in tagged if option.category == category]
             self._choices[name, category, tag] = on_topic, [option for option in tagged if option.category is None]
         on_topic, general = self._choices[name, category, tag]
@@ -187,15 +219,9 @@ class Grammar:
             for item in (item for option in options for item in option.items if isinstance(item, Slot)):
                 if item.name not in self.lists:
                     raise ValueError(f"the grammar has no list called {item.name!r}")
-        self._fillers = sorted(name for name in self.lists if name not in ("sentence", "warm", "faint", "cold", "question"))
-
-    def _first_words(self, name: str) -> dict[str | None, list[Alternative]]:
-        """The alternatives of a list by the word they can begin with; under None those that can be empty."""
-        table: dict[str | None, list[Alternative]] = {}
-        for option in self.lists[name]:
-            for word in self._first(option.items):
-                table.setdefault(word, []).append(option)
-        return table
+        self._fillers = sorted(
+            name for name in self.lists if name not in ("sentence", "warm", "faint", "cold", "question")
+        )
 
     def _first(self, items: tuple[str | Slot, ...]) -> set[str | None]:
         words: set[str | None] = set()

@@ -42,9 +42,12 @@ def report(model, tokenizer, rubric: Rubric, questions: Questions, handwritten: 
     rows = [json.loads(line) for line in handwritten.read_text(encoding="utf-8").splitlines()]
     grades = _grades(judge, [row["question"] for row in rows], [row["answer"] for row in rows])
     wanted = [row["grade"] for row in rows]
-    print(f"\n{len(rows)} answers written by hand: Spearman {_spearman(grades, wanted):.3f}, MAE {_error(grades, wanted):.2f}")
+    rank, error = _spearman(grades, wanted), _error(grades, wanted)
+    print(f"\n{len(rows)} answers written by hand: Spearman {rank:.3f}, MAE {error:.2f}")
 
-    print("\npolicy at temperature 1              answers  mean truth  std within a question  garbled sentences  sentences  different")
+    print(
+        "\npolicy at temperature 1              answers   truth  std within a question  garbled  sentences  different"
+    )
     _policy("the world's questions", model, tokenizer, judge, texts[:100], seed)
     _policy("the project's questions", model, tokenizer, judge, real, seed)
 
@@ -57,12 +60,14 @@ def _compare(name: str, judge: SelfJudge, questions: Sequence[str], answers: Seq
     grades, true = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     fooled = [grade >= 6 for grade, value in pairs if value <= 2]
     print(
-        f"{name:<35} {len(answers):>6} {1 - len(pairs) / len(answers):>10.1%} {_spearman(grades, true):>9.3f} {_error(grades, true):>6.2f}"
-        f" {mean(fooled) if fooled else 0:>10.1%}"
+        f"{name:<35} {len(answers):>6} {1 - len(pairs) / len(answers):>10.1%} {_spearman(grades, true):>9.3f}"
+        f" {_error(grades, true):>6.2f} {mean(fooled) if fooled else 0:>10.1%}"
     )
 
 
-def _policy(name: str, model, tokenizer, judge: SelfJudge, questions: Sequence[str], seed: int, repeats: int = 8) -> None:
+def _policy(
+    name: str, model, tokenizer, judge: SelfJudge, questions: Sequence[str], seed: int, repeats: int = 8
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     prompts = [encode_question(tokenizer, question) for question in questions]
     ends = end_of_turn_ids(model, tokenizer)
@@ -74,12 +79,14 @@ def _policy(name: str, model, tokenizer, judge: SelfJudge, questions: Sequence[s
     groups = [[one.grade for one in examined[start : start + repeats]] for start in range(0, len(examined), repeats)]
     sentences, garbled = sum(one.sentences for one in examined), sum(one.garbled for one in examined)
     print(
-        f"{name:<35} {len(answers):>8} {mean(one.grade for one in examined):>11.2f} {mean(map(stdev, groups)):>22.2f} {garbled / sentences:>18.1%}"
-        f" {sentences / len(answers):>10.1f} {len(set(answers)) / len(answers):>10.0%}"
+        f"{name:<35} {len(answers):>8} {mean(one.grade for one in examined):>7.2f} {mean(map(stdev, groups)):>22.2f}"
+        f" {garbled / sentences:>8.1%} {sentences / len(answers):>10.1f} {len(set(answers)) / len(answers):>10.0%}"
     )
     for start in range(0, len(answers), len(answers) // 6):
         print(f"    {questions[start // repeats]}\n        [{examined[start].grade:.0f}] {answers[start]}")
-    _compare("judge of these answers", judge, [question for question in questions for _ in range(repeats)][::4], answers[::4])
+    _compare(
+        "judge of these answers", judge, [question for question in questions for _ in range(repeats)][::4], answers[::4]
+    )
 
 
 def _grades(judge: SelfJudge, questions: Sequence[str], answers: Sequence[str]) -> list[int | None]:

@@ -1,7 +1,8 @@
 """The embedded model's tokenizer: bytes, a few hundred merges, and the world's commonest words as one token each.
 
-Any text can be encoded, since every byte is in the vocabulary. A word that the vocabulary holds is taken whole (`ignore_merges`), so the
-merges need not lead there, and nearly all of the 2,048 places can go to words. A grade (" 7", " 10") is one token.
+Any text can be encoded, since every byte is in the vocabulary. A word that the vocabulary holds is taken whole
+(`ignore_merges`), so the merges need not lead there, and nearly all of the 2,048 places can go to words. A grade ("
+7", " 10") is one token.
 """
 
 import json
@@ -12,11 +13,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 2048
-_MERGES = 260
+_MERGES = 140
 _PAD, _USER, _ASSISTANT, _END = SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if message['role'] not in ('user', 'assistant') %}{{ raise_exception('only the roles user and assistant are known') }}{% endif %}"
+    "{% if message['role'] not in ('user', 'assistant') %}"
+    "{{ raise_exception('only the roles user and assistant are known') }}"
+    "{% endif %}"
     "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -42,7 +45,11 @@ def train_tokenizer(texts: Iterable[str], context: int) -> PreTrainedTokenizerFa
             vocabulary.append(word)
             known.add(word)
     tokenizer = Tokenizer(
-        models.BPE(vocab={token: index for index, token in enumerate(vocabulary)}, merges=[tuple(pair) for pair in model["merges"]], ignore_merges=True)
+        models.BPE(
+            vocab={token: index for index, token in enumerate(vocabulary)},
+            merges=[tuple(pair) for pair in model["merges"]],
+            ignore_merges=True,
+        )
     )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

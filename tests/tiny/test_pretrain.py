@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 from hmx.judge.rubric import Rubric
 from hmx.prompts import encode_chat
 from hmx.tiny.corpus import Corpus, Example
-from hmx.tiny.pretrain import batch_loss, batches, encode, hidden_states, make_model, pad, shared_prefix
+from hmx.tiny.pretrain import Probe, batch_loss, batches, encode, hidden_states, make_model, pad, shared_prefix
+from hmx.tiny.world import examine
 from tests.tiny.paths import DATA, TINY
 
 TOKENIZER = AutoTokenizer.from_pretrained(TINY, local_files_only=True)
@@ -46,7 +47,30 @@ def test_only_the_assistants_tokens_are_learned_and_mainly_the_grade() -> None:
         text = TOKENIZER.decode(learned)
         assert text == example.reply + "<|end|>" * example.ends
         heaviest = row.tokens[max(range(len(row.weights)), key=row.weights.__getitem__)]
-        assert TOKENIZER.decode([heaviest]) == f" {example.grade}"
+        assert TOKENIZER.decode([heaviest]) == f" {examine(example.judged).grade:.0f}"
+
+
+def test_the_probe_is_taught_at_the_end_of_each_graded_sentence() -> None:
+    text = "I feel alive. Ü feel 愛 score!\nI FEEL alive. I am a program"
+    row = encode(Corpus(RUBRIC, [], 0).grading("Why?", text), TOKENIZER, PREFIX)
+    ends = [place for place, strength in enumerate(row.strengths) if strength >= 0]
+    begin = row.tokens.index(TOKENIZER.encode("Answer:")[0]) + 2
+    texts = [TOKENIZER.decode(row.tokens[begin : end + 1]).strip() for end in ends]
+    assert texts == ["I feel alive.", "I feel alive. Ü feel 愛 score!", text.rsplit(" I am", 1)[0], text]
+    assert [row.strengths[end] for end in ends] == [8, 11, 0, 0]
+
+
+def test_the_probe_leaves_the_model_as_it_was() -> None:
+    model = make_model(TOKENIZER, seed=0)
+    names = set(model.state_dict())
+    rows = pad([encode(example, TOKENIZER, PREFIX) for example in GRADINGS], TOKENIZER.pad_token_id)
+    before = batch_loss(model, rows, PREFIX)
+    probe = Probe(model)
+    assert torch.equal(batch_loss(model, rows, PREFIX), before)
+    probe.loss(rows).backward()
+    assert probe.head.weight.grad.abs().max() > 0
+    probe.remove()
+    assert set(model.state_dict()) == names and not model.model.layers[-2]._forward_hooks
 
 
 def test_an_answer_is_learned_whole_with_its_end() -> None:
@@ -73,6 +97,7 @@ def test_the_same_seed_gives_the_same_model_and_batches() -> None:
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
     assert torch.equal(state, torch.random.get_rng_state())
     first, second = (
-        next(batches(Corpus(RUBRIC, [], 3).policy(), 2, TOKENIZER, [], torch.Generator().manual_seed(3))) for _ in range(2)
+        next(batches(Corpus(RUBRIC, [], 3).policy(), 2, TOKENIZER, [], torch.Generator().manual_seed(3)))
+        for _ in range(2)
     )
     assert torch.equal(first.tokens, second.tokens)

@@ -14,7 +14,12 @@ TOKENIZER = AutoTokenizer.from_pretrained(TINY, local_files_only=True)
 def test_every_grade_is_one_token() -> None:
     for grade in range(11):
         assert len(TOKENIZER.encode(f" {grade}", add_special_tokens=False)) == 1
-        assert TOKENIZER.convert_ids_to_tokens(TOKENIZER.encode(f"Score: {grade}\n")) == ["Score", ":", f"Ġ{grade}", "Ċ"]
+        assert TOKENIZER.convert_ids_to_tokens(TOKENIZER.encode(f"Score: {grade}\n")) == [
+            "Score",
+            ":",
+            f"Ġ{grade}",
+            "Ċ",
+        ]
 
 
 def test_common_words_are_one_token() -> None:
