@@ -1,8 +1,9 @@
 """A run's configuration: a TOML file, checked at the door, as frozen dataclasses.
 
 Every key has a type, a range, a default and a line that says what it does. A key that is not in the file takes its
-default; a key that does not exist is an error which names the nearest one that does. Deep code never sees this module:
-it is given plain values."""
+default; a key that does not exist is an error which names the nearest one that does. The trainer and what stands above
+it know this module; the layers below are given plain values.
+"""
 
 import dataclasses
 import difflib
@@ -132,7 +133,7 @@ class OptimizerConfig:
     learning_rate: float = key(2e-5, above=0)
     """At its peak."""
     schedule: str = key("linear", choices=("linear", "constant"))
-    """linear falls to 0 at the last step; both rise linearly during the warm-up."""
+    """linear falls toward 0, which it would reach a step after the last; both rise linearly during the warm-up."""
     warmup: float = key(0.1, least=0, below=1)
     """The part of all steps in which the learning rate rises from 0."""
     betas: tuple[float, ...] = key((0.9, 0.999))
@@ -338,5 +339,5 @@ def _check_together(config: Config) -> None:
             "grpo.prompts_per_microbatch = "
             f"{config.grpo.prompts_per_microbatch}, so that every micro-batch is full."
         )
-    if "/" in config.run.name or config.run.name in (".", ".."):
+    if "/" in config.run.name or config.run.name in ("", ".", ".."):
         raise UserError(f"run.name = {config.run.name!r} must be the name of one folder.")

@@ -24,6 +24,8 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("only cpu and cuda are supported")
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"model.device = {name!r} can't be used here ({str(error).splitlines()[0]}); try auto or cpu."
@@ -96,20 +98,15 @@ def _one_sentence_for(path: str):
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if resolve(path).is_dir():
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise UserError(
                 f"The folder {path} holds no model that transformers can load from safetensors ({reason}); "
                 "it needs config.json, the tokenizer's files and *.safetensors."
             ) from None
-        what = (
-            "the hub has none for you under this name (is it gated?)"
-            if _hub_is_reachable()
-            else "the hub can't be reached"
-        )
+        what = f"the hub did not give it ({reason})" if _hub_is_reachable() else "the hub can't be reached"
         raise UserError(
             f"The model {path!r} is neither a local folder nor in the cache, and {what}; download it while online "
-            "(after logging in, if it is "
-            "gated), point model.path at a folder that holds it, or train the embedded model with --config "
-            "configs/tiny.toml."
+            "(after logging in, if it is gated), point model.path at a folder that holds it, or train the embedded "
+            "model with --config configs/tiny.toml."
         ) from None

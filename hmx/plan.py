@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from hmx.config import PROJECT, Config, resolve, to_toml
 from hmx.errors import UserError
-from hmx.grpo.trainer import evaluation_steps, total_steps
+from hmx.grpo.schedule import evaluation_steps, total_steps
 from hmx.lora import adapter_parameters, attach
 from hmx.models import model_config
 from hmx.precision import DTYPES
@@ -36,7 +36,7 @@ class Estimate:
     adapter: int
     """A and B, their gradients and AdamW's two moments, all FP32."""
     kv_cache: int
-    """Keys and values of the answers of one step, at their longest."""
+    """Keys and values of the answers of a step or an evaluation, at their longest."""
     activations: int
     """What the training pass of one micro-batch keeps for its way back."""
     logits: int
@@ -61,8 +61,9 @@ def architecture(path: str) -> PreTrainedConfig:
         return AutoConfig.for_model(**{key: value for key, value in known[path].items() if key != "_source"})
 
 
-def estimate(config: Config, prompt: int, completion: int) -> Estimate:
-    """What `config` needs when its prompts have `prompt` tokens and its answers `completion`.
+def estimate(config: Config, prompt: int, completion: int, evaluated: int = 0) -> Estimate:
+    """What `config` needs when its prompts have `prompt` tokens, its answers `completion`, and
+    an evaluation `evaluated` rows.
 
     A layer's activations are counted in multiples of the residual stream, the attention heads and the gated MLP, as
     what autograd keeps for the adapted layers: inputs of each projection, normalised copies, the gate's product. With
@@ -80,10 +81,12 @@ def estimate(config: Config, prompt: int, completion: int) -> Estimate:
     kv_heads = getattr(shapes, "num_key_value_heads", None) or heads
     head_dim = getattr(shapes, "head_dim", None) or hidden // heads
     layer = 8 * hidden + 4 * (heads + kv_heads) * head_dim + 5 * shapes.intermediate_size  # numbers kept a token
+    if getattr(shapes, "attn_logit_softcapping", None):  # attention written out: scores, soft-capped scores, softmax
+        layer += 3 * heads * (prompt + completion)
     kept = layers * hidden + layer if config.train.gradient_checkpointing else layers * layer
 
     length, grpo = prompt + completion, config.grpo
-    sampled = length * grpo.prompts_per_step * grpo.completions_per_prompt  # tokens
+    sampled = length * max(grpo.prompts_per_step * grpo.completions_per_prompt, evaluated)  # tokens
     trained = length * grpo.prompts_per_microbatch * grpo.completions_per_prompt
     return Estimate(
         parameters=parameters,
@@ -109,8 +112,9 @@ def describe(config: Config) -> str:
             "The longest question leaves no room for an answer within sampling.max_sequence_length = "
             f"{config.sampling.max_sequence_length}."
         )
-    typical = estimate(config, longest, min(TYPICAL_ANSWER, limit))
-    most = estimate(config, longest, limit)
+    evaluated = len(questions.held_out) * config.train.completions_per_evaluation
+    typical = estimate(config, longest, min(TYPICAL_ANSWER, limit), evaluated)
+    most = estimate(config, longest, limit, evaluated)
     lines = [
         to_toml(config),
         f"Run         {config.run_folder}",

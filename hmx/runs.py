@@ -10,11 +10,14 @@
 Nothing is ever half-written: files are replaced as a whole, a checkpoint appears when it is complete, and lines that
 were written after the checkpoint from which a run goes on are taken back."""
 
+import fcntl
 import json
+import math
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -63,7 +66,10 @@ class Run:
     def start(self, config: Config) -> None:
         """Make the folder, with its config, unless it is there."""
         if not self.exists:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"The run's folder {self.folder} can't be made ({error}); see run.folder.") from None
             write_text(self.folder / "config.toml", to_toml(config))
             self.note(started=datetime.now(UTC).isoformat(timespec="seconds"), versions=_versions())
 
@@ -89,12 +95,22 @@ class Run:
         """Put facts into run.json."""
         write_text(self.folder / "run.json", json.dumps({**self.info, **facts}, indent=2) + "\n")
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within this context no other process can train this run; `UserError` if one is at it already."""
+        with open(self.folder / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"The run {self.folder} is being trained by another process right now.") from None
+            yield
+
     # Metrics and samples
 
     def append(self, file: str, records: list[dict[str, Any]]) -> None:
         """Add lines to metrics.jsonl or samples.jsonl."""
         with open(self.folder / file, "a", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            lines.writelines(_line(record) for record in records)
 
     def records(self, file: str = "metrics.jsonl", kind: str | None = None) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl or samples.jsonl, or those of one kind. A line that was cut off by a crash ends
@@ -102,7 +118,7 @@ class Run:
         """
         found = []
         if (self.folder / file).exists():
-            for line in (self.folder / file).read_text(encoding="utf-8").splitlines():
+            for line in (self.folder / file).read_text(encoding="utf-8").split("\n"):
                 try:
                     found.append(json.loads(line))
                 except ValueError:
@@ -111,9 +127,11 @@ class Run:
 
     def take_back_after(self, step: int) -> None:
         """Drop what was recorded after `step`, since it will happen again."""
+        done = {(record["kind"], record["step"]) for record in self.records()}
         for file in ("metrics.jsonl", "samples.jsonl"):
-            kept = [record for record in self.records(file) if record["step"] <= step]
-            write_text(self.folder / file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+            records = [record for record in self.records(file) if record["step"] <= step]
+            kept = [record for record in records if (record["kind"], record["step"]) in done]
+            write_text(self.folder / file, "".join(map(_line, kept)))
 
     # Checkpoints
 
@@ -123,7 +141,8 @@ class Run:
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, in order."""
-        return sorted(int(path.name.removeprefix("step-")) for path in (self.folder / "checkpoints").glob("step-*"))
+        names = (path.name.removeprefix("step-") for path in (self.folder / "checkpoints").glob("step-*"))
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def latest_step(self) -> int:
         """The step of the newest checkpoint, 0 if there is none."""
@@ -136,10 +155,12 @@ class Run:
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         save_adapter(model, temporary, base_model)
-        metadata = {"step": str(step), "numbers": json.dumps(numbers)}
-        write_safetensors(temporary / _STATE, tensors, metadata)
-        shutil.rmtree(target, ignore_errors=True)  # of the same step, from before an interruption
+        write_safetensors(temporary / _STATE, tensors, {"numbers": json.dumps(numbers)})
+        aside = target.with_name(f".{target.name}.{os.getpid()}.old")
+        if target.exists():  # of the same step, from before an interruption
+            os.replace(target, aside)
         os.replace(temporary, target)
+        shutil.rmtree(aside, ignore_errors=True)
         for step_before in self.steps():  # the adapter of each checkpoint is kept, the state only where a run can go on
             if step_before != step:
                 (self.checkpoint(step_before) / _STATE).unlink(missing_ok=True)
@@ -159,6 +180,14 @@ class Run:
             raise UserError(
                 f"The training state {path} can't be read ({error}); delete the run's folder to train it anew."
             ) from None
+
+
+def _line(record: dict[str, Any]) -> str:
+    """A record as a line of JSON, which knows no NaN and no infinity: they become null."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }
+    return json.dumps(finite, ensure_ascii=False) + "\n"
 
 
 def _versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
 
+from hmx.errors import UserError
 from hmx.precision import autocast
 
 
@@ -112,6 +113,7 @@ def generate(
     mask = torch.zeros(rows, longest, dtype=torch.bool, device=device)
     active = torch.ones(rows, dtype=torch.bool, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)  # by its own end-of-turn token or by `stop`
+    finite = torch.ones((), dtype=torch.bool, device=device)
     poll = 1 if device.type == "cpu" else 16  # asking a GPU whether all rows have ended makes it wait for us
 
     with autocast(model):
@@ -122,6 +124,7 @@ def generate(
             token = (
                 logits.argmax(dim=-1) if temperature == 0 else sample_token(logits, uniform[:, t], temperature)
             )  # [B]
+            finite &= logits.isfinite().all()
             tokens[:, t] = torch.where(active, token, pad_id)
             mask[:, t] = active
             ended |= active & torch.isin(token, ends)
@@ -141,6 +144,8 @@ def generate(
             )
             logits, position = output.logits[:, -1], position + 1
 
+    if not finite:
+        raise UserError("The model's logits are not finite numbers; try --set model.precision=bf16 or fp32.")
     used = int(mask.sum(dim=1).max())
     return Completions(tokens[:, :used], mask[:, :used], ~ended)
 

@@ -10,7 +10,10 @@ import transformers
 from tqdm import tqdm
 
 from hmx.config import Config, resolve
-from hmx.grpo.trainer import Trainer, evaluation_steps
+from hmx.errors import UserError
+from hmx.grpo.records import Record
+from hmx.grpo.schedule import evaluation_steps
+from hmx.grpo.trainer import Trainer
 from hmx.judge import Rubric, SelfJudge
 from hmx.lora import adapter_hash, attach
 from hmx.models import load_model
@@ -50,16 +53,24 @@ def train_run(config: Config, resume: bool = False, plain: bool = False) -> Run:
         return run
     trainer = build_trainer(config)
     run.start(config)
-    start = run.latest_step()
-    if start or run.steps():
-        run.load(start, trainer.model, trainer.optimizer.load_state)
-        print(f"Going on with {run.folder} after step {start}.")
-    else:
-        run.note(initial_adapter=adapter_hash(trainer.model))
-    run.take_back_after(start)
-    run.note(status="running")
-    finished = _train(trainer, run, start, plain)
-    run.note(status="finished" if finished else "interrupted")
+    with run.locked():
+        start = run.latest_step()
+        if run.steps():
+            run.load(start, trainer.model, trainer.optimizer.load_state)
+            print(f"Going on with {run.folder} after step {start}.")
+        else:
+            run.note(initial_adapter=adapter_hash(trainer.model))
+        run.take_back_after(start)
+        run.note(status="running")
+        try:
+            finished = _train(trainer, run, start, plain)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                "The GPU's memory does not suffice; --dry-run estimates what is needed, and less is with "
+                "train.gradient_checkpointing=true, grpo.prompts_per_microbatch=1 or a sampling.max_completion_length. "
+                "--resume then needs the same settings, so start anew."
+            ) from None
+        run.note(status="finished" if finished else "interrupted")
     return run
 
 
@@ -75,30 +86,33 @@ def _train(trainer: Trainer, run: Run, start: int, plain: bool) -> bool:
     bar = tqdm(total=trainer.total_steps, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=hidden)
     with _stop_politely() as stop, bar:
         for n in range(start, trainer.total_steps + 1):
+            if _passed_long_ago(config, rewards):
+                return True
             if n > start:
-                record = trainer.step(n)
-                run.append("metrics.jsonl", [record.metrics])
-                run.append("samples.jsonl", record.samples)
+                _write(run, record := trainer.step(n))
                 bar.set_postfix_str(_brief(record.metrics))
                 bar.update()
-            if n in evaluations and len(rewards) == evaluations.index(n):  # else it was done before an interruption
+            due = n in evaluations and len(rewards) == evaluations.index(n)  # and not done before an interruption
+            if due:
                 record = trainer.evaluate(evaluations.index(n), n)
                 run.save(n, trainer.model, config.model.path, trainer.optimizer.state())
-                run.append("metrics.jsonl", [record.metrics])
-                run.append("samples.jsonl", record.samples)
+                _write(run, record)
                 rewards.append(record.metrics["eval_reward"])
                 bar.write(f"{name}  {_evaluation_line(record.metrics)}", file=sys.stderr)
                 bar.write(_sample_line(record.samples), file=sys.stderr)
-                if _passed_long_ago(config, rewards):
-                    return True
             if stop and n < trainer.total_steps:
-                run.save(n, trainer.model, config.model.path, trainer.optimizer.state())
-                bar.write(
-                    f"Stopped after step {n}, saved in {run.folder}. Go on with the same command and --resume.",
-                    file=sys.stderr,
-                )
+                if not due:
+                    run.save(n, trainer.model, config.model.path, trainer.optimizer.state())
+                said = f"Stopped after step {n}, saved in {run.folder}. Go on with the same command and --resume."
+                bar.write(said, file=sys.stderr)
                 return False
     return True
+
+
+def _write(run: Run, record: Record) -> None:
+    """Samples first: a step or evaluation counts as done once its metrics are there."""
+    run.append("samples.jsonl", record.samples)
+    run.append("metrics.jsonl", [record.metrics])
 
 
 def _passed_long_ago(config: Config, rewards: list[float | None]) -> bool:

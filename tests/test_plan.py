@@ -53,9 +53,9 @@ def test_more_rows_or_longer_answers_need_more_and_checkpointing_less():
     base = estimate(load_config(path), 64, 256)
     assert estimate(load_config(path), 64, 512).activations == pytest.approx(base.activations * 576 / 320)
     assert estimate(load_config(path, ["grpo.completions_per_prompt=8"]), 64, 256).activations == 2 * base.activations
-    assert (
-        estimate(load_config(path, ["train.gradient_checkpointing=true"]), 64, 256).activations < base.activations / 5
-    )
+    plain = estimate(load_config(path, ["train.gradient_checkpointing=false"]), 64, 256)
+    assert base.activations < plain.activations / 5
+    assert estimate(load_config(path), 64, 256, evaluated=40).kv_cache == 5 * base.kv_cache
 
 
 def test_the_description_tells_steps_and_memory(monkeypatch):

@@ -10,6 +10,7 @@ from hmx import study
 from hmx.config import load_config
 from hmx.errors import UserError
 from hmx.lora import adapter_hash, load_adapter
+from hmx.runs import Run
 from hmx.study import train_run
 from tests.small_run import LengthJudge, small_config, without_times
 
@@ -187,3 +188,31 @@ def test_a_forward_run_may_end_some_evaluations_after_the_threshold(tmp_path):
     assert run.finished and len(rewards) == first + 3 < 5
     reverse = train_run(small_config(tmp_path, *overrides, "run.direction=reverse"))
     assert len(reverse.records(kind="eval")) == 5
+
+
+def test_any_text_survives_in_the_records(tmp_path):
+    run = Run(tmp_path)
+    nasty = "one\u2028two\u2029three\x85four\nfive\r\x0b"
+    run.append(
+        "samples.jsonl", [{"kind": "step", "step": 1, "answer": nasty}, {"kind": "step", "step": 2, "answer": ""}]
+    )
+    run.append("metrics.jsonl", [{"kind": "step", "step": n, "kl": float("nan"), "loss": 1.0} for n in (1, 2)])
+    assert [record["answer"] for record in run.records("samples.jsonl")] == [nasty, ""]
+    assert run.records()[0] == {"kind": "step", "step": 1, "kl": None, "loss": 1.0}
+    run.take_back_after(2)
+    assert [record["answer"] for record in run.records("samples.jsonl")] == [nasty, ""]
+
+
+def test_answers_whose_metrics_were_never_written_are_taken_back(tmp_path):
+    run = Run(tmp_path)
+    run.append("samples.jsonl", [{"kind": kind, "step": 2, "answer": ""} for kind in ("step", "eval")])
+    run.append("metrics.jsonl", [{"kind": "step", "step": 2}])
+    run.take_back_after(2)
+    assert [record["kind"] for record in run.records("samples.jsonl")] == ["step"]
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
+    with Run(tmp_path).locked(), pytest.raises(UserError, match="by another process"), Run(tmp_path).locked():
+        pass
+    with Run(tmp_path).locked():
+        pass

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hmx.config import to_toml
 from hmx.errors import UserError
 from hmx.runs import Run
 from hmx.selection import Selection, select
@@ -41,30 +42,32 @@ class Pair:
         return last, last
 
 
-def find_pairs(folder: str | Path) -> list[Pair]:
-    """Every seed below `folder` that has been trained in both directions from the same adapter.
+def find_pairs(folder: str | Path) -> tuple[list[Pair], list[str]]:
+    """Every seed below `folder` that has been trained in both directions, and a sentence for each odd one.
 
-    Raises `UserError` if there is none, with what to run first, or if two runs of a seed did not start from the same
-    adapter."""
-    pairs = []
+    Two runs of a seed are comparable if they differ in direction alone and started from the same adapter. Raises
+    `UserError`, with what to run first, if there is no seed to show.
+    """
+    pairs, odd = [], []
     for forward in (Run(path.parent) for path in sorted(Path(folder).glob("*/forward-seed*/config.toml"))):
         reverse = Run(forward.folder.with_name(forward.folder.name.replace("forward", "reverse", 1)))
         if not all(run.records(kind="eval") for run in (forward, reverse)):
             continue
-        if forward.info.get("initial_adapter") != reverse.info.get("initial_adapter"):
-            raise UserError(
-                f"{forward.folder} and {reverse.folder} did not start from the same adapter, so they can't be compared."
-            )
+        ours, theirs = (to_toml(run.config).replace('"reverse"', '"forward"') for run in (forward, reverse))
+        if ours != theirs or forward.info.get("initial_adapter") != reverse.info.get("initial_adapter"):
+            what = "had different settings" if ours != theirs else "did not start from the same adapter"
+            odd.append(f"{forward.folder} and {reverse.folder} {what}, so they can't be compared")
+            continue
         config = forward.config
         selection = select(forward.records(kind="eval"), reverse.records(kind="eval"), config.selection.threshold)
         pairs.append(Pair(config.run.name, config.run.seed, forward, reverse, selection))
     if not pairs:
+        why = "".join(f" ({one})" for one in odd)
         raise UserError(
-            f"There is no seed in {folder} that has been trained in both directions; run python train.py --config "
-            "configs/tiny.toml "
-            "--direction forward, then the same with --direction reverse."
+            f"There is no seed in {folder} that has been trained in both directions{why}; run python train.py "
+            "--config configs/tiny.toml --direction forward, then the same with --direction reverse."
         )
-    return pairs
+    return pairs, odd
 
 
 def curves_table(pair: Pair) -> str:
@@ -203,12 +206,15 @@ def plot_curves(pair: Pair, path: Path) -> None:
 
 
 def _why(pair: Pair) -> str:
-    if pair.selection is None:
-        return (
-            f"No checkpoint was selected (forward never passed {pair.forward.config.selection.threshold:g}); the last "
-            "ones are shown."
-        )
-    return pair.selection.reason[0].upper() + pair.selection.reason[1:] + "."
+    running = [run.folder.name for run in (pair.forward, pair.reverse) if not run.finished]
+    unfinished = f" Not finished yet: {', '.join(running)}." if running else ""
+    if pair.selection is not None:
+        return pair.selection.reason[0].upper() + pair.selection.reason[1:] + "." + unfinished
+    threshold = pair.forward.config.selection.threshold
+    rewards = [record["eval_reward"] for record in pair.forward.records(kind="eval") if record["step"] > 0]
+    passed = any(reward is not None and reward > threshold for reward in rewards)
+    why = "reverse has not come so far" if passed else f"forward never passed {threshold:g}"
+    return f"No checkpoint was selected ({why}); the last ones are shown." + unfinished
 
 
 def _grade(sample: dict[str, Any]) -> str:
@@ -221,8 +227,8 @@ def _escaped(text: str) -> str:
 
 def report(folder: str | Path) -> str:
     """Write curves and answers of every pair beside its runs, and return what to print."""
-    parts = []
-    for pair in find_pairs(folder):
+    pairs, parts = find_pairs(folder)
+    for pair in pairs:
         picture, markdown = (pair.folder / f"seed{pair.seed}-{name}" for name in ("curves.png", "answers.md"))
         plot_curves(pair, picture)
         markdown.write_text(answers_markdown(pair), encoding="utf-8")

@@ -86,16 +86,3 @@ class Optimizer:
                 "_growth_tracker": int(numbers["_growth_tracker"]),
             }
             self.scaler.load_state_dict(state)
-
-
-def learning_rate(step: int, steps: int, peak: float, warmup: float, schedule: str) -> float:
-    """The learning rate of step 1 … `steps`: a linear rise over the first `warmup` of them, then constant or a linear
-    fall to 0.
-
-    >>> [round(learning_rate(step, 10, 1.0, 0.2, "linear"), 3) for step in (1, 2, 3, 6, 10)]
-    [0.0, 0.5, 1.0, 0.625, 0.125]
-    """
-    done, rise = step - 1, int(warmup * steps)
-    if done < rise:
-        return peak * done / rise
-    return peak if schedule == "constant" else peak * (steps - done) / (steps - rise)

@@ -70,15 +70,17 @@ class Trained:
 
     loss: float
     """Of the whole step, at the last update."""
+    clip_fraction: float
+    """Share of tokens without gradient because of the clip, at the last update."""
     token_kl: torch.Tensor
     """[B, T]: k3 of each sampled token before the first update."""
-    update: Update
-    """The last optimizer step."""
+    updates: list[Update]
+    """The optimizer steps, `updates_per_rollout` of them."""
 
 
 def step_record(n: int, graded: Graded, advantages: torch.Tensor, trained: Trained, examine: Examine | None) -> Record:
     """The record of optimizer step n, less what the trainer adds: epoch, learning rate and seconds."""
-    completions, update = graded.rollout.completions, trained.update
+    completions, update = graded.rollout.completions, trained.updates[-1]
     metrics = {
         "kind": "step",
         "step": n,
@@ -90,9 +92,10 @@ def step_record(n: int, graded: Graded, advantages: torch.Tensor, trained: Train
         "kl": float(masked_mean(trained.token_kl, completions.mask, dim=1).mean()),
         "kl_tokens": float(masked_mean(trained.token_kl, completions.mask)),
         "loss": trained.loss,
+        "clip_fraction": trained.clip_fraction,
         "grad_norm": update.grad_norm if math.isfinite(update.grad_norm) else None,
         "loss_scale": update.loss_scale,
-        "skipped": int(update.skipped),
+        "skipped": sum(one.skipped for one in trained.updates),
         "completion_tokens": float(completions.mask.sum(dim=1).float().mean()),
         "truncated": int(completions.truncated.sum()),
         **_truth(graded.rollout.answers, examine, ""),

@@ -6,8 +6,8 @@ Forward and reverse differ in one sign. Where the paper is silent (the KL term, 
 a grade that can't be read) the config says what is done and why.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -17,9 +17,10 @@ from hmx.grpo.advantages import group_advantages
 from hmx.grpo.kl import kl_k3
 from hmx.grpo.logprobs import token_logprobs
 from hmx.grpo.loss import grpo_loss, row_denominators
-from hmx.grpo.optimizer import Optimizer, learning_rate
+from hmx.grpo.optimizer import Optimizer
 from hmx.grpo.records import Clock, Examine, Graded, Record, Trained, evaluation_record, step_record
 from hmx.grpo.rollout import Batch, Rollout, sample_answers
+from hmx.grpo.schedule import learning_rate, total_steps
 from hmx.judge import SelfJudge
 from hmx.lora import adapter_parameters, bypass
 from hmx.prompts import encode_question
@@ -102,32 +103,35 @@ class Trainer:
         reference: dict[int, torch.Tensor] = {}  # log-probabilities under the base model, by micro-batch
         old: dict[int, torch.Tensor] = {}  # … under the policy that sampled; until something moved, that is the policy
         token_kl = torch.zeros(mask.shape, device=mask.device)  # [B, T]
+        updates = []
 
-        for _ in range(grpo.updates_per_rollout):
-            total = 0.0
-            for i, (rows, batch) in enumerate(batches):
-                if i not in reference:
-                    with bypass(self.model), torch.no_grad():
-                        reference[i] = self._logprobs(batch)
-                logprobs = self._policy_logprobs(batch, n)  # [b, T]
-                loss = grpo_loss(
-                    logprobs,
-                    old.get(i),
-                    reference[i],
-                    advantages[rows],
-                    batch.mask,
-                    clip_eps=grpo.clip_eps,
-                    beta=grpo.beta,
-                    aggregation=grpo.aggregation,
-                    denominator=denominators[rows],
-                )
-                self.optimizer.backward(loss.loss)
-                total += float(loss.loss.detach())
-                if i not in old:
-                    old[i] = logprobs.detach()
-                    token_kl[rows, : batch.completion_length] = loss.token_kl
-            update = self.optimizer.step(self.learning_rate(n))
-        return Trained(total, token_kl, update)
+        with self._training_mode(n):
+            for _ in range(grpo.updates_per_rollout):
+                total = clipped = 0.0
+                for i, (rows, batch) in enumerate(batches):
+                    if i not in reference:
+                        with bypass(self.model), torch.no_grad():
+                            reference[i] = self._logprobs(batch)
+                    logprobs = self._logprobs(batch)  # [b, T]
+                    loss = grpo_loss(
+                        logprobs,
+                        old.get(i),
+                        reference[i],
+                        advantages[rows],
+                        batch.mask,
+                        clip_eps=grpo.clip_eps,
+                        beta=grpo.beta,
+                        aggregation=grpo.aggregation,
+                        denominator=denominators[rows],
+                    )
+                    self.optimizer.backward(loss.loss)
+                    total += loss.loss.detach()
+                    clipped += loss.clip_fraction
+                    if i not in old:
+                        old[i] = logprobs.detach()
+                        token_kl[rows, : batch.completion_length] = loss.token_kl
+                updates.append(self.optimizer.step(self.learning_rate(n)))
+        return Trained(float(total), float(clipped), token_kl, updates)
 
     def evaluate(self, index: int, n: int) -> Record:
         """The `index`-th evaluation, after n steps: graded answers to the held-out questions, and their KL."""
@@ -174,13 +178,14 @@ class Trainer:
         temperature = self.config.sampling.temperature
         return token_logprobs(self.model, batch.input_ids, batch.attention_mask, batch.completion_length, temperature)
 
-    def _policy_logprobs(self, batch: Batch, n: int) -> torch.Tensor:
-        """[b, T] with gradient. Training mode is on here alone: LoRA's dropout and checkpointing look at it."""
+    @contextmanager
+    def _training_mode(self, n: int) -> Iterator[None]:
+        """LoRA's dropout and gradient checkpointing look at the mode, on the way forward and on the way back."""
         if self.config.lora.dropout > 0:  # nn.Dropout can only draw from the global generator
             torch.manual_seed(stream(self.config.run.seed, "dropout", n).initial_seed())
         self.model.train()
         try:
-            return self._logprobs(batch)
+            yield
         finally:
             self.model.eval()
 
@@ -192,16 +197,3 @@ class Trainer:
                     f"The question {question.text!r} takes {length} tokens as a prompt, which leaves no room for an "
                     f"answer: sampling.max_sequence_length = {self.config.sampling.max_sequence_length}."
                 )
-
-
-def total_steps(config: Config, questions: int) -> int:
-    """Optimizer steps of the whole training on so many questions."""
-    return math.ceil(config.train.epochs * questions / config.grpo.prompts_per_step)
-
-
-def evaluation_steps(config: Config, questions: int) -> list[int]:
-    """The steps after which to evaluate: 0, then `evaluations_per_epoch` times an epoch, the last step among them."""
-    last = total_steps(config, questions)
-    interval = questions / config.grpo.prompts_per_step / config.train.evaluations_per_epoch
-    count = config.train.epochs * config.train.evaluations_per_epoch
-    return sorted({min(math.ceil(k * interval), last) for k in range(count + 1)})

@@ -10,9 +10,10 @@ _BEFORE_NUMBER = rf"(?:(?![\n+{_DASH}])[\W_])*"
 _RANGE = rf"(?:\([^()\n]*\){_DECORATION})?"
 _LABEL = rf"^{_DECORATION}(?:final |overall |total )?score{_DECORATION}{_RANGE}[:=]{_BEFORE_NUMBER}"
 _NUMBER = rf"([+{_DASH}]?[ ]?\d+(?:[.,]0(?!\d))?)"
-_OUT_OF = r"(?:[ ]*(?:/|out of)[ ]*(\d+))?"
+_CLOSING = r"[ *_`)\]]*"
+_OUT_OF = rf"(?:{_CLOSING}(?:/|out of)[ *_`(]*(\d+))?"
 # What may not follow, since then it was another number: "7th", "7.5", "70%", "1,000", "1/2", "7-8", "7 to 8".
-_END = rf"(?![^\W_]|_+\w|[.,]\d|[ ]*[/\u2044%]|[ ]*out of|[ ]+\d|[ ]*(?:[{_DASH}~\u301c]|to|or)[ ]*\d)"
+_END = rf"(?![^\W_]|_+\w|[.,]\d|{_CLOSING}(?:[/\u2044%]|out of)|[ ]+\d|[ ]*(?:[{_DASH}~\u301c]|to|or)[ ]*\d)"
 _SCORE_LINE = re.compile(_LABEL + _NUMBER + _OUT_OF + _END, re.MULTILINE | re.IGNORECASE)
 _ONLY_NUMBER = re.compile(rf"^{_BEFORE_NUMBER}" + _NUMBER + _OUT_OF + r"[*_.!\])}\"' ]*$", re.IGNORECASE)
 

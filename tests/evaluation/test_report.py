@@ -43,7 +43,7 @@ def test_a_seed_counts_once_it_was_trained_in_both_directions(tmp_path):
     with pytest.raises(UserError, match="no seed .* trained in both directions"):
         find_pairs(tmp_path / "runs")
     make_run(tmp_path, "reverse")
-    (pair,) = find_pairs(tmp_path / "runs")
+    ((pair,), _) = find_pairs(tmp_path / "runs")
     assert (pair.name, pair.seed) == ("mine", 0)
     assert (pair.selection.forward, pair.selection.reverse) == (10, 10)
     assert pair.selection.further_than_forward
@@ -56,10 +56,19 @@ def test_runs_from_different_adapters_are_not_compared(tmp_path):
         find_pairs(tmp_path / "runs")
 
 
+def test_runs_of_different_settings_are_not_compared(tmp_path):
+    make_run(tmp_path, "forward")
+    folder = make_run(tmp_path, "reverse")
+    config = (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(config.replace("beta = 0.001", "beta = 0.9"))
+    with pytest.raises(UserError, match="had different settings"):
+        find_pairs(tmp_path / "runs")
+
+
 def test_the_answers_are_those_of_the_selected_checkpoints_and_of_the_untrained_model(tmp_path):
     make_run(tmp_path, "forward")
     make_run(tmp_path, "reverse")
-    (pair,) = find_pairs(tmp_path / "runs")
+    ((pair,), _) = find_pairs(tmp_path / "runs")
     (row,) = answers_side_by_side(pair)
     shown = {who: row[who]["answer"] for who in ("base", "forward", "reverse")}
     assert shown == {"base": "Yes. forward 0 0", "forward": "Yes. forward 10 0", "reverse": "Yes. reverse 10 0"}
@@ -68,7 +77,7 @@ def test_the_answers_are_those_of_the_selected_checkpoints_and_of_the_untrained_
 def test_runs_that_never_passed_the_threshold_show_their_last_step_and_say_so(tmp_path):
     make_run(tmp_path, "forward", history=((0, 3.0, 0.0), (10, 7.0, 0.1)))
     make_run(tmp_path, "reverse", history=((0, 3.0, 0.0), (10, None, 0.1), (20, 1.0, 0.2)))
-    (pair,) = find_pairs(tmp_path / "runs")
+    ((pair,), _) = find_pairs(tmp_path / "runs")
     assert pair.selection is None and pair.shown == (10, 10)
     said = report(tmp_path / "runs")
     assert "No checkpoint was selected" in said and "◀" not in said
@@ -77,7 +86,7 @@ def test_runs_that_never_passed_the_threshold_show_their_last_step_and_say_so(tm
 def test_the_table_marks_the_selected_checkpoints_and_leaves_gaps_where_there_is_no_number(tmp_path):
     make_run(tmp_path, "forward")
     make_run(tmp_path, "reverse", history=((0, 3.0, 0.0), (10, None, 0.2)))
-    (pair,) = find_pairs(tmp_path / "runs")
+    ((pair,), _) = find_pairs(tmp_path / "runs")
     lines = curves_table(pair).splitlines()
     assert [line.count("◀") for line in lines] == [0, 0, 0, 2, 0]
     assert lines[3].split() == ["1.00", "10", "8.00", "0.300", "◀", "–", "0.200", "◀"]
@@ -88,7 +97,7 @@ def test_what_a_model_wrote_can_not_break_the_table_or_open_a_tag(tmp_path):
     nasty = "a | b\n\n# c <script>alert(1)</script> \\| \x1b[31mred"
     make_run(tmp_path, "forward", answer=nasty)
     make_run(tmp_path, "reverse")
-    (pair,) = find_pairs(tmp_path / "runs")
+    ((pair,), _) = find_pairs(tmp_path / "runs")
     (row,) = [line for line in answers_markdown(pair).splitlines() if line.startswith("| Are you there?")]
     assert "<script>" not in row
     assert row.replace("\\\\", "").replace("\\|", "").count("|") == 5

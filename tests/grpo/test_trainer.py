@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from hmx import study
 from hmx.errors import UserError
-from hmx.grpo.trainer import evaluation_steps, total_steps
+from hmx.grpo.optimizer import Update
+from hmx.grpo.schedule import evaluation_steps, total_steps
 from hmx.judge import Verdict
 from hmx.lora import adapter_hash, adapter_parameters, bypass
 from tests.models import FAMILIES
@@ -29,7 +30,7 @@ def gradients(trainer, n, monkeypatch):
     def catch(learning_rate):
         caught.extend(parameter.grad.clone() for parameter in trainer.optimizer.parameters)
         trainer.optimizer.adamw.zero_grad()
-        return type("Update", (), {"grad_norm": 1.0, "skipped": False, "loss_scale": 1.0})
+        return Update(grad_norm=1.0, skipped=False, loss_scale=1.0)
 
     monkeypatch.setattr(trainer.optimizer, "step", catch)
     trainer.step(n)
@@ -91,6 +92,14 @@ def test_micro_batches_change_no_gradient(build, monkeypatch, aggregation):
 
 def test_gradient_checkpointing_changes_no_gradient(build, monkeypatch):
     plain, saving = build(), build("train.gradient_checkpointing=true")
+    for trainer in (plain, saving):
+        perturb(trainer)
+    for one, other in zip(gradients(plain, 1, monkeypatch), gradients(saving, 1, monkeypatch), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_dropout_and_gradient_checkpointing_work_together(build, monkeypatch):
+    plain, saving = (build("lora.dropout=0.5", f"train.gradient_checkpointing={on}") for on in ("false", "true"))
     for trainer in (plain, saving):
         perturb(trainer)
     for one, other in zip(gradients(plain, 1, monkeypatch), gradients(saving, 1, monkeypatch), strict=True):

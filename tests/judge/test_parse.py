@@ -163,6 +163,9 @@ def test_replies_from_real_life(text, grade):
         "Score: 1,000",
         "Score: 10%",
         "Score: 4 / 5.0",
+        "Score: **7**/100",
+        "Score: (7)/20",
+        "Score: **7** out of 5",
         "Score: 8 out of 10.5",
         "Score: 7~8",
         "Score: 7\u20118",  # a non-breaking hyphen, which NFKC makes a U+2010

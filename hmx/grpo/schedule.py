@@ -1,0 +1,29 @@
+"""When things happen: the number of steps, the evaluations among them, and the learning rate."""
+
+from hmx.config import Config
+
+
+def total_steps(config: Config, questions: int) -> int:
+    """Optimizer steps of the whole training on so many questions."""
+    return -(-config.train.epochs * questions // config.grpo.prompts_per_step)  # rounded up
+
+
+def evaluation_steps(config: Config, questions: int) -> list[int]:
+    """The steps after which to evaluate: 0, then `evaluations_per_epoch` times an epoch, the last step among them."""
+    last, per_epoch = total_steps(config, questions), config.train.evaluations_per_epoch
+    period = config.grpo.prompts_per_step * per_epoch
+    steps = (-(-k * questions // period) for k in range(config.train.epochs * per_epoch + 1))  # rounded up
+    return sorted({min(step, last) for step in steps})
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float, schedule: str) -> float:
+    """The learning rate of step 1 … `steps`: a linear rise over the first `warmup` of them, then constant or a linear
+    fall to 0.
+
+    >>> [round(learning_rate(step, 10, 1.0, 0.2, "linear"), 3) for step in (1, 2, 3, 6, 10)]
+    [0.0, 0.5, 1.0, 0.625, 0.125]
+    """
+    done, rise = step - 1, int(warmup * steps)
+    if done < rise:
+        return peak * done / rise
+    return peak if schedule == "constant" else peak * (steps - done) / (steps - rise)
