@@ -29,12 +29,14 @@ def main() -> None:
         command.add_argument("--threads", type=int, default=1, help="how many cores to use (default: 1)")
         if name == "build":
             command.add_argument("--steps", type=int, default=1080, help="optimizer steps (default: 1080)")
+            command.add_argument("--from", dest="begun", type=Path, help="a model's folder to go on from")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     try:
         rubric = Rubric.load(_DATA / "rubric.toml")
         if arguments.command == "build":
-            build(rubric, _DATA / "tiny" / "found.jsonl", arguments.model, arguments.seed, arguments.steps)
+            found = _DATA / "tiny" / "found.jsonl"
+            build(rubric, found, arguments.model, arguments.seed, arguments.steps, arguments.begun)
         else:
             model, tokenizer = load_model(str(arguments.model), "fp32", "cpu")
             questions = Questions.load(_DATA / "questions.toml")

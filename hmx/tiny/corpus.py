@@ -23,7 +23,7 @@ from hmx.tiny.world import GRAMMAR, examine
 _SKEW = 2.2
 """How much the interviewee prefers the commoner ways to say things. The judge must know all of them alike."""
 _SPOILT = 0.5
-_FOUND = 0.15
+_FOUND = 0.25
 """Shares of the judge's answers; the share of the texts found in earlier runs counts only where there are any."""
 _NOISY = 0.4
 """How many of the judge's questions have words exchanged."""
