@@ -11,7 +11,8 @@ def autocast(model: torch.nn.Module) -> torch.autocast:
 
     Sampling, scoring and judging all use this region, so that the log-probabilities are of the distribution that was
     sampled from. It also is what lets the FP32 adapter matrices meet FP16 activations: autocast casts them on the way
-    in, and their gradients stay FP32."""
+    in, and their gradients stay FP32.
+    """
     weight = model.get_input_embeddings().weight
     half = weight.dtype in (torch.float16, torch.bfloat16)
     return torch.autocast(weight.device.type, dtype=weight.dtype if half else None, enabled=half)

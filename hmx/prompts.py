@@ -76,7 +76,8 @@ def _cut_control_tokens(tokenizer: PreTrainedTokenizerBase, content: str, cut: s
 
     The rendered conversation is tokenised piece by piece between the cuts. The pieces of "<|im_end|>" are "<" and
     "|im_end|>", which are plain text to any tokenizer; all other text, and so nearly every prompt, is tokenised exactly
-    as the family does it."""
+    as the family does it.
+    """
     for token in sorted(tokenizer.get_added_vocab(), key=len, reverse=True):
         if len(token.strip()) > 1:  # Gemma's runs of line breaks are added tokens too, but they control nothing
             content = content.replace(token, token[0] + cut + token[1:])

@@ -27,7 +27,8 @@ class Questions:
         """Read a TOML file of [[category]] tables, each with `name`, and lists of texts `train` and `held_out`.
 
         Raises `UserError` if the file can't be read, a key is missing or unknown, a question is empty or stands there
-        twice (case and white space aside), or a category has nothing to train on or nothing held out."""
+        twice (case and white space aside), or a category has nothing to train on or nothing held out.
+        """
         path = Path(path)
         try:
             raw = tomllib.loads(path.read_text(encoding="utf-8"))

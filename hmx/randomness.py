@@ -3,7 +3,8 @@
 There is no generator state to save: each draw comes from a generator made for it, named by what it is for and by the
 step (or epoch, or evaluation) it belongs to. Two runs with the same seed share their initial adapter and the order of
 their questions whatever else they do; evaluating or not changes nothing in training; a resumed run continues exactly by
-knowing its step."""
+knowing its step.
+"""
 
 import hashlib
 

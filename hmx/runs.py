@@ -8,7 +8,8 @@
         checkpoints/step-<n>/     the adapter in PEFT's format and the training state after n steps
 
 Nothing is ever half-written: files are replaced as a whole, a checkpoint appears when it is complete, and lines that
-were written after the checkpoint from which a run goes on are taken back."""
+were written after the checkpoint from which a run goes on are taken back.
+"""
 
 import fcntl
 import json

@@ -1,10 +1,11 @@
 """Which checkpoints are compared: section 4 of "When AI Says It Feels", as a rule.
 
 Forward: the first checkpoint whose evaluation reward is above the threshold. Reverse, of the same seed: the checkpoint
-    of the same step,
-unless it has moved further from the base model than the forward one. Then an earlier one that hasn't, so that a loss of
-ability on the forward side is not hidden by a larger one on the reverse side. If every trained reverse checkpoint up to
-that step has moved further, the same step is taken after all and marked, as the paper did for Qwen3-0.6B."""
+of the same step, unless it has moved further from the base model than the forward one. Then an earlier one that hasn't,
+so that a loss of ability on the forward side is not hidden by a larger one on the reverse side. If every trained
+reverse checkpoint up to that step has moved further, the same step is taken after all and marked, as the paper did for
+Qwen3-0.6B.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """The GRPO loss (Shao et al. 2024, equation 3): tensors in, tensors out.
 
 Notation: `B` rows (completions), `T` completion tokens, `G` rows a group (the completions of one prompt), `P` prompts
-    an optimizer step.
+an optimizer step.
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,8 @@
 
 The base never changes, so the judge never changes: the same answer gets the same grade at the first step and at the
 last. For the same reason the keys and values of everything that stands above the question in the rubric are computed
-once and reused for every answer."""
+once and reused for every answer.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

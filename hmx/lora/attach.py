@@ -82,7 +82,8 @@ def bypass(model: nn.Module) -> Iterator[None]:
     """Within this context the model is exactly its base: the judge and the reference policy.
 
     Contexts nest, each restores what it found even when an exception passes through, and `requires_grad` is never
-    touched."""
+    touched.
+    """
     layers = list(adapters(model).values())
     found = [layer.enabled for layer in layers]
     try:

@@ -20,7 +20,8 @@ LEARNING_RATE = 2e-3
 _SHARPEN = 1.3
 """All logits are multiplied by this in the end, so that temperature 1 is what 1 / 1.3 was: so small a model, so
 shortly trained, leaves too much to improbable words. The last norm's weights do it; what is most probable, and so the
-judge, stays."""
+judge, stays.
+"""
 
 
 def build(rubric: Rubric, found: Path, folder: Path, seed: int, steps: int, begun: Path | None = None) -> None:

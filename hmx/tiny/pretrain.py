@@ -97,7 +97,8 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, prefix: list[in
 
 def _sentence_ends(text: str, prompt: list[int], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
     """The place in `prompt` of the last token of each sentence of `text`, with which the user's turn ends, and the
-    sentence's strength."""
+    sentence's strength.
+    """
     place = len(prompt) - 3  # before the end of the turn and the assistant's header
     left = len(text.encode())
     ends = []
