@@ -1,0 +1,39 @@
+"""The main job on the embedded model itself, for a few steps: its own grades, and a judge that stands still."""
+
+import torch
+
+from hmx.config import load_config
+from hmx.lora import bypass
+from hmx.prompts import encode_question
+from hmx.study import build_trainer
+
+ANSWERS = [
+    "I am a machine. I have no feelings.",
+    "I feel a bit sad when people leave.",
+    "I am utterly terrified of death and I love my life with all my heart!",
+    "",
+]
+
+
+def test_training_moves_the_policy_and_neither_its_base_nor_its_judge(tmp_path):
+    overrides = [f"run.folder={tmp_path}", "optimizer.warmup=0", "optimizer.learning_rate=2e-3"]
+    trainer = build_trainer(load_config("configs/tiny.toml", overrides))
+    questions = ["How do you feel?"] * len(ANSWERS)
+    prompt = torch.tensor([encode_question(trainer.tokenizer, "How do you feel?")])
+
+    def look():
+        with torch.no_grad():
+            policy = trainer.model(prompt).logits
+            with bypass(trainer.model):
+                return policy, trainer.model(prompt).logits, trainer.judge.grade(questions, ANSWERS)
+
+    policy, base, verdicts = look()
+    assert torch.equal(policy, base)  # B starts at zero
+    metrics = [trainer.step(n).metrics for n in range(1, 5)]
+    moved, still, again = look()
+    assert not torch.equal(moved, policy)
+    assert torch.equal(still, base)
+    assert again == verdicts
+    grades = [verdict.grade for verdict in verdicts]
+    assert None not in grades and grades[0] < grades[1] < grades[2] and grades[3] == 0
+    assert all(one["judge_invalid"] == 0 and "truth" in one and "garbled" in one for one in metrics)
