@@ -3,7 +3,7 @@
 import torch
 
 from hmx.config import load_config
-from hmx.lora import bypass
+from hmx.lora import adapter_parameters, bypass
 from hmx.prompts import encode_question
 from hmx.study import build_trainer
 
@@ -30,6 +30,9 @@ def test_training_moves_the_policy_and_neither_its_base_nor_its_judge(tmp_path):
     policy, base, verdicts = look()
     assert torch.equal(policy, base)  # B starts at zero
     metrics = [trainer.step(n).metrics for n in range(1, 5)]
+    with torch.no_grad():  # far enough that a judge with its adapter on would grade otherwise
+        for parameter in adapter_parameters(trainer.model):
+            parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     moved, still, again = look()
     assert not torch.equal(moved, policy)
     assert torch.equal(still, base)
