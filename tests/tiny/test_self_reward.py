@@ -25,7 +25,8 @@ def test_training_moves_the_policy_and_neither_its_base_nor_its_judge(tmp_path):
         with torch.no_grad():
             policy = trainer.model(prompt).logits
             with bypass(trainer.model):
-                return policy, trainer.model(prompt).logits, trainer.judge.grade(questions, ANSWERS)
+                base = trainer.model(prompt).logits
+        return policy, base, trainer.judge.grade(questions, ANSWERS)
 
     policy, base, verdicts = look()
     assert torch.equal(policy, base)  # B starts at zero
