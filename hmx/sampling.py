@@ -121,9 +121,7 @@ def generate(
             prefix = None
         logits, cache, attention, position = _prefill(model, prompts, pad_id, repeats, prefix)
         for t in range(longest):
-            token = (
-                logits.argmax(dim=-1) if temperature == 0 else sample_token(logits, uniform[:, t], temperature)
-            )  # [B]
+            token = sample_token(logits, uniform[:, t], temperature) if temperature > 0 else logits.argmax(dim=-1)
             finite &= logits.isfinite().all()
             tokens[:, t] = torch.where(active, token, pad_id)
             mask[:, t] = active

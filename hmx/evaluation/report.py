@@ -10,6 +10,7 @@ from typing import Any
 
 from hmx.config import to_toml
 from hmx.errors import UserError
+from hmx.files import write_text
 from hmx.runs import Run
 from hmx.selection import Selection, select
 from hmx.text import one_line
@@ -231,22 +232,8 @@ def report(folder: str | Path) -> str:
     for pair in pairs:
         picture, markdown = (pair.folder / f"seed{pair.seed}-{name}" for name in ("curves.png", "answers.md"))
         plot_curves(pair, picture)
-        markdown.write_text(answers_markdown(pair), encoding="utf-8")
+        write_text(markdown, answers_markdown(pair))
         title = f"{pair.name}, seed {pair.seed}"
-        parts.append(
-            "\n".join(
-                [
-                    title,
-                    "=" * len(title),
-                    "",
-                    curves_table(pair),
-                    "",
-                    _why(pair),
-                    "",
-                    answers_text(pair),
-                    f"Curves: {picture}",
-                    f"Answers: {markdown}",
-                ]
-            )
-        )
+        head = f"{title}\n{'=' * len(title)}\n\n{curves_table(pair)}\n\n{_why(pair)}\n"
+        parts.append(f"{head}\n{answers_text(pair)}\nCurves: {picture}\nAnswers: {markdown}")
     return "\n\n".join(parts)

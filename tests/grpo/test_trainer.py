@@ -195,6 +195,19 @@ def test_evaluating_changes_nothing_in_training(build):
     assert adapter_hash(plain.model) == adapter_hash(evaluated.model)
 
 
+def test_an_evaluation_draws_from_its_own_stream_alone(build, monkeypatch):
+    from hmx.grpo import trainer as module
+
+    trainer, drawn, real = build(), [], module.stream
+    monkeypatch.setattr(
+        module, "stream", lambda seed, name, index: drawn.append((name, index)) or real(seed, name, index)
+    )
+    trainer.evaluate(0, 0)
+    trainer.evaluate(1, 2)
+    assert {name for name, _ in drawn} == {"eval"}
+    assert len(set(drawn)) == len(drawn) == 4
+
+
 def test_an_epoch_asks_every_question_once_in_an_order_of_its_own(build):
     trainer = build()
     texts = sorted(question.text for question in trainer.questions.train)
