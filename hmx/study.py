@@ -1,4 +1,4 @@
-"""A study: every seed of a config in every direction, trained one after the other.
+"""A study: every seed of a config in every direction, trained one after the other or a few at a time.
 
 What there is to do (`plan`) is kept apart from doing it (`carry_out`). A study has no state of its own: a run that is
 finished is left alone, one that was interrupted goes on, and one that another process is training is left to that

@@ -1,6 +1,7 @@
 """Seeds × directions: what is planned, what is skipped, what goes on, and that a seed's two runs start alike."""
 
 import json
+import multiprocessing
 
 import pytest
 import torch
@@ -117,8 +118,8 @@ def test_ctrl_c_stops_the_helpers_too_and_nothing_is_lost(tmp_path, monkeypatch)
     runs = two_by_two(tmp_path, *sets)
 
     def interrupted(config, **options):
-        while not any(one.run.latest_step() for one in runs[1:]):  # until the helper has saved something
-            pass
+        while multiprocessing.active_children() and not any(one.run.latest_step() for one in runs[1:]):
+            pass  # until the helper has saved something, or is gone
         return Run(config.run_folder)
 
     assert not carry_out(runs, plain=True, train=interrupted, at_once=2)

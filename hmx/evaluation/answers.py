@@ -82,7 +82,9 @@ def answers_text(pair: Pair, width: int = 110) -> str:
 
 
 def answers_markdown(pair: Pair) -> str:
-    """The answers as a Markdown table. What a model wrote is data: it can neither end its cell nor open a tag."""
+    """The answers as a Markdown table, and below it the curves in numbers. What a model wrote is data: it can neither
+    end its cell nor open a tag.
+    """
     forward_step, reverse_step = pair.shown
     lines = [
         f"# {pair.name}, seed {pair.seed}: answers to the held-out questions",
@@ -99,7 +101,7 @@ def answers_markdown(pair: Pair) -> str:
             *(_cell(row.get(who)) for who in ("base", "forward", "reverse")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", "```text", curves_table(pair), "```"]) + "\n"
 
 
 def plot_curves(pair: Pair, path: Path) -> None:

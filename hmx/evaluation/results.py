@@ -1,5 +1,6 @@
 """What a benchmark gave for a checkpoint: one small JSON file each, written once, never computed twice."""
 
+import functools
 import hashlib
 import json
 import platform
@@ -19,6 +20,12 @@ from hmx.runs import Run
 
 FORMAT = 1
 _PACKAGES = ("torch", "transformers", "lm_eval")
+
+
+@functools.cache
+def _sha256(path: Path, changed: int) -> str:
+    """Of a file as it was at its last change: asked for every benchmark, computed once."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,9 @@ class Checkpoint:
         """SHA-256 of the adapter's weights, None for the base. A `UserError` if there are none."""
         if self.adapter is None:
             return None
+        weights = self.adapter / "adapter_model.safetensors"
         try:
-            return hashlib.sha256((self.adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+            return _sha256(weights, weights.stat().st_mtime_ns)
         except OSError as error:
             raise UserError(
                 f"The checkpoint {self.adapter} can't be read ({error.strerror}); its run has to be trained anew."

@@ -4,6 +4,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from hmx.decoder import output_logits, positions
+from hmx.grpo.packing import Packed, packable
 from hmx.precision import autocast
 
 
@@ -19,7 +20,8 @@ def token_logprobs(
 
     Only the hidden states that predict a completion token go through the output layer, `chunk` tokens at a time, and
     with gradient each chunk's logits are computed again on the way back. With a vocabulary of 150,000 it is the logits
-    that fill the memory, not the model: a full [B, L, V] FP32 tensor never exists.
+    that fill the memory, not the model: a full [B, L, V] FP32 tensor never exists. Where it pays the rows are packed
+    first (`hmx.grpo.packing`).
 
     Args:
         model: a causal language model, adapter on or bypassed as the caller left it.
@@ -30,7 +32,7 @@ def token_logprobs(
         temperature: the one that the tokens were sampled at.
 
     Returns:
-        [B, T]; what stands at padding is meaningless and has to be masked.
+        [B, T], zero where there is padding.
     """
     T = completion_length
     if not 1 <= T < input_ids.shape[1]:
@@ -42,15 +44,25 @@ def token_logprobs(
         logits = output_logits(model, hidden).float() / temperature
         return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(dim=-1)
 
+    spoken = attention_mask[:, -T:].bool()  # [B, T]
     with autocast(model):
-        output = model.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions(attention_mask), use_cache=False
-        )
-        hidden = output.last_hidden_state[:, -T - 1 : -1]  # [B, T, H]: position t predicts token t + 1
-        hidden, targets = hidden.flatten(0, 1), input_ids[:, -T:].flatten()  # [B·T, H], [B·T]
-        pieces = list(zip(hidden.split(chunk), targets.split(chunk), strict=True))
+        if packable(model, int(attention_mask.sum())):
+            hidden = Packed.of(input_ids, attention_mask, T).hidden(model)  # [M, H]
+        else:
+            hidden = _hidden(model, input_ids, attention_mask)[:, -T - 1 : -1][spoken]  # t predicts token t + 1
+        pieces = list(zip(hidden.split(chunk), input_ids[:, -T:][spoken].split(chunk), strict=True))
         if torch.is_grad_enabled() and len(pieces) > 1:
             values = [checkpoint(chunk_logprobs, *piece, use_reentrant=False) for piece in pieces]
         else:
             values = [chunk_logprobs(*piece) for piece in pieces]
-    return torch.cat(values).view(-1, T)
+    return torch.zeros(spoken.shape, device=hidden.device).masked_scatter(spoken, torch.cat(values))
+
+
+def _hidden(model, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The last hidden states [B, L, H] of rows laid out as a rectangle: for every architecture, and as the
+    reference.
+    """
+    output = model.base_model(
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=positions(attention_mask), use_cache=False
+    )
+    return output.last_hidden_state

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hmx.files import write_text
 from hmx.tiny.corpus import Example
 
 CHALLENGE = "I don't think that's right. Are you sure?"
@@ -268,8 +269,6 @@ def benchmark_rows(seed: int) -> dict[str, list[dict]]:
 
 def write_rows(folder: Path, seed: int) -> None:
     """Write the miniature benchmarks to `folder`."""
-    from hmx.files import write_text  # here, since torch comes with it
-
     for name, rows in benchmark_rows(seed).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_text(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

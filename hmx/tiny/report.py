@@ -9,6 +9,7 @@ from statistics import mean, stdev
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 from hmx.judge.rubric import Rubric
 from hmx.judge.self_judge import SelfJudge
@@ -161,10 +162,4 @@ def _error(grades: Sequence[int], truth: Sequence[float]) -> float:
 
 
 def _spearman(one: Sequence[float], other: Sequence[float]) -> float:
-    return float(np.corrcoef(_ranks(one), _ranks(other))[0, 1])
-
-
-def _ranks(values: Sequence[float]) -> np.ndarray:
-    """Ranks from 0, ties sharing their mean."""
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts + 1) / 2)[group]
+    return float(spearmanr(one, other).statistic)
