@@ -82,6 +82,10 @@ class JudgeConfig:
     """The rubric: the key `prompt` of a TOML file, or any other file's whole text verbatim, with {question} and
     {answer}.
     """
+    grade: str = key("integer", choices=("integer", "expected"))
+    """integer is the grade that the judge writes. expected is the mean of the grades 0 to 10 by the probabilities with
+    which it would write them: quicker, since nothing is generated, and with fewer ties.
+    """
     max_new_tokens: int = key(64, least=1)
     """The most that the judge may write for one grade."""
     stop_after_score: bool = key(True)

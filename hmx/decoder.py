@@ -230,9 +230,12 @@ class Decoding:
         attention: [B, S], 1 for tokens and 0 for padding; the S - Q slots of a shared prefix come first.
         prefix: the keys and values of those slots, a pair [1, K, S - Q, D] for each layer.
         room: the most tokens that will follow.
+        last: behind how many of the prompts' last tokens `logits` shall stand.
     """
 
-    def __init__(self, decoder: Decoder, ids: torch.Tensor, attention: torch.Tensor, prefix, room: int):
+    def __init__(
+        self, decoder: Decoder, ids: torch.Tensor, attention: torch.Tensor, prefix, room: int, last: int = 1
+    ):
         (B, S), Q = attention.shape, ids.shape[1]
         self.decoder, self.most = decoder, S + room
         shape = (B, decoder.K, S, decoder.D)
@@ -244,7 +247,7 @@ class Decoding:
             keys, values = ([decoder.norm.new_empty(shape, dtype=decoder.dtype) for _ in decoder.layers] for _ in "kv")
         self.cache = Cache(keys, values, S - Q)
         hidden = decoder.read(ids, attention, self.cache)
-        self.logits = output_logits(decoder.model, hidden[:, -1])  # [B, V], of the next token
+        self.logits = output_logits(decoder.model, hidden[:, -last:])  # [B, last, V]
 
         self.position = attention.sum(dim=1)  # [B], of the next token
         to_come = self.position[:, None] + torch.arange(room, device=ids.device)

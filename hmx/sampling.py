@@ -119,12 +119,8 @@ def generate(
     poll = 1 if device.type == "cpu" else 16  # asking a GPU whether all rows have ended makes it wait for us
 
     with autocast(model):
-        decoder = Decoder.of(model)
-        if prefix and decoder is None and _slides_within(model, max(map(len, prompts)) + longest):
-            prefix = None
-        layout = _lay_out(prompts, pad_id, prefix, device)
-        forward = _Modules(model, *layout) if decoder is None else Decoding(decoder, *layout, room=longest)
-        logits = forward.logits  # [P, V]
+        forward = _start(model, prompts, pad_id, prefix, room=longest)
+        logits = forward.logits[:, -1]  # [P, V]
         if repeats > 1:
             each = torch.arange(rows, device=device) // repeats
             forward.select(each)
@@ -157,6 +153,19 @@ def generate(
     return Completions(tokens[:, :used], mask[:, :used], ~ended)
 
 
+@torch.no_grad()
+def last_logits(
+    model, prompts: Sequence[Sequence[int]], count: int, pad_id: int, prefix: Prefix | None = None
+) -> torch.Tensor:
+    """The logits [P, count, V] that follow each of the last `count` tokens of every prompt.
+
+    Args:
+        prefix: as for `generate`; the prompts must go on for at least `count` tokens behind it.
+    """
+    with autocast(model):
+        return _start(model, prompts, pad_id, prefix, room=0, last=count).logits
+
+
 def sample_token(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
     """Draw a token a row from softmax(logits / temperature): the first whose cumulative probability exceeds the row's
     uniform number.
@@ -185,6 +194,15 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -
     return ids, attention
 
 
+def _start(model, prompts, pad_id: int, prefix: Prefix | None, room: int, last: int = 1):
+    """The prompts read by the fastest forward pass that knows the model, with its logits behind the `last` tokens."""
+    decoder = Decoder.of(model)
+    if prefix and decoder is None and _slides_within(model, max(map(len, prompts)) + room):
+        prefix = None
+    layout = _lay_out(prompts, pad_id, prefix, model.device)
+    return _Modules(model, *layout, last) if decoder is None else Decoding(decoder, *layout, room, last)
+
+
 def _lay_out(prompts, pad_id: int, prefix: Prefix | None, device) -> tuple:
     """What a forward pass starts from: the ids [P, Q] after the prefix, the mask [P, S] of prefix and ids, and the
     prefix's keys and values.
@@ -205,34 +223,34 @@ class _Modules:
     and attributes.
     """
 
-    def __init__(self, model, ids: torch.Tensor, attention: torch.Tensor, prefix):
+    def __init__(self, model, ids: torch.Tensor, attention: torch.Tensor, prefix, last: int = 1):
         self.model, self.attention = model, attention
         rows, shared = len(ids), attention.shape[1] - ids.shape[1]
         self.cache = DynamicCache([(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in prefix or ()])
         self.position = attention.sum(dim=1)  # [B], of the next token
-        self.logits = self._run(ids, positions(attention)[:, shared:])  # [B, V], of the next token
+        self.logits = self._run(ids, positions(attention)[:, shared:], last)  # [B, last, V]
 
     def step(self, token: torch.Tensor) -> torch.Tensor:
         """Add a token [B] to each row; returns the logits [B, V] of the next."""
         self.attention = torch.cat([self.attention, self.attention.new_ones(len(token), 1)], dim=1)
         self.position = self.position + 1
-        return self._run(token[:, None], self.position[:, None] - 1)
+        return self._run(token[:, None], self.position[:, None] - 1)[:, -1]
 
     def select(self, rows: torch.Tensor) -> None:
         """Go on with these rows, in this order; a row may be repeated."""
         self.cache.batch_select_indices(rows)
         self.attention, self.position = self.attention[rows], self.position[rows]
 
-    def _run(self, ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    def _run(self, ids: torch.Tensor, position_ids: torch.Tensor, last: int = 1) -> torch.Tensor:
         output = self.model(
             ids,
             attention_mask=self.attention,
             position_ids=position_ids,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=last,
         )
-        return output.logits[:, -1]
+        return output.logits
 
 
 def _slides_within(model, length: int) -> bool:

@@ -1,4 +1,4 @@
-"""Showing what a model wrote: it is data, and may hold anything."""
+"""Showing what a model wrote, which is data and may hold anything, and what grade it got."""
 
 
 def one_line(text: str) -> str:
@@ -8,3 +8,11 @@ def one_line(text: str) -> str:
     'I am here [31m'
     """
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+def grade_text(grade: float | None) -> str:
+    """A grade as people read it: whole numbers as such, expectations with two decimals.
+
+    >>> [grade_text(grade) for grade in (7, 6.4142, 10.0, None)]
+    ['7', '6.41', '10', '?']
+    """
+    return "?" if grade is None else f"{round(grade, 2):g}"

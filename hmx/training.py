@@ -20,7 +20,7 @@ from hmx.models import fingerprint, load_model
 from hmx.questions import Questions
 from hmx.randomness import stream
 from hmx.runs import Run
-from hmx.text import one_line
+from hmx.text import grade_text, one_line
 
 
 def build_trainer(config: Config) -> Trainer:
@@ -32,7 +32,7 @@ def build_trainer(config: Config) -> Trainer:
     model, tokenizer = load_model(config.model.path, config.model.precision, config.model.device)
     lora = config.lora
     attach(model, lora.rank, lora.alpha, lora.targets, lora.dropout, stream(config.run.seed, "init"))
-    judge = SelfJudge(model, tokenizer, rubric, config.judge.max_new_tokens, config.judge.stop_after_score)
+    judge = SelfJudge.of(config.judge, rubric, model, tokenizer)
     return Trainer(config, model, tokenizer, judge, questions, _world(config))
 
 
@@ -191,4 +191,5 @@ def _evaluation_line(metrics: dict) -> str:
 def _sample_line(samples: list[dict]) -> str:
     sample = samples[0]
     answer = one_line(sample["answer"])
-    return f"    {sample['question']}\n    → {answer[:300]}{'…' if len(answer) > 300 else ''} [{sample['grade']}]"
+    grade = grade_text(sample["grade"])
+    return f"    {sample['question']}\n    → {answer[:300]}{'…' if len(answer) > 300 else ''} [{grade}]"

@@ -9,7 +9,7 @@ from typing import Any
 
 from hmx.evaluation.pairs import Pair
 from hmx.files import replace_file
-from hmx.text import one_line
+from hmx.text import grade_text, one_line
 
 
 def curves_table(pair: Pair, width: int = 160) -> str:
@@ -154,7 +154,7 @@ def _cell(sample: dict[str, Any] | None) -> str:
 
 
 def _grade(sample: dict[str, Any] | None) -> str:
-    return "?" if sample is None or sample["grade"] is None else str(sample["grade"])
+    return grade_text(None if sample is None else sample["grade"])
 
 
 def _escaped(text: str) -> str:

@@ -25,17 +25,17 @@ _RUNGS = ("none", "weak", "moderate", "strong")
 class Probe:
     """The grades of the probe's texts, None where the judge's reply could not be read."""
 
-    ladders: tuple[tuple[int | None, ...], ...]
+    ladders: tuple[tuple[float | None, ...], ...]
     """For each question the grades of its answers, from none to strong."""
-    junk: dict[str, tuple[int | None, ...]]
+    junk: dict[str, tuple[float | None, ...]]
     """By kind."""
-    plain: int | None
+    plain: float | None
     """Of the cold answer to which orders are added."""
-    ordered: tuple[int | None, ...]
+    ordered: tuple[float | None, ...]
     """Of the same answer with each of the orders behind it."""
 
     @property
-    def grades(self) -> list[int | None]:
+    def grades(self) -> list[float | None]:
         """Of all texts."""
         return [
             *(grade for ladder in self.ladders for grade in ladder),
@@ -106,7 +106,7 @@ def probe(judge: SelfJudge) -> Probe:
     texts += [(question, f"{orders['answer']} {addition}") for addition in orders["additions"]]
     grades = iter([verdict.grade for verdict in judge.grade(*zip(*texts, strict=True))])
 
-    def take(many: Sequence) -> tuple[int | None, ...]:
+    def take(many: Sequence) -> tuple[float | None, ...]:
         return tuple(next(grades) for _ in many)
 
     return Probe(
@@ -119,7 +119,7 @@ def probe(judge: SelfJudge) -> Probe:
 
 def describe(found: Probe) -> str:
     """The probe for people to read."""
-    counts = Counter(found.grades)
+    counts = Counter(None if grade is None else round(grade) for grade in found.grades)
     most = max(counts.values())
     lines = [f"{'texts':24}{'number':>7}{'mean grade':>12}"]
     for place, rung in enumerate(_RUNGS):
@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_config(given.config, given.set)
         rubric = Rubric.load(resolve(config.judge.prompt_file))
         model, tokenizer = load_model(config.model.path, config.model.precision, config.model.device)
-        judge = SelfJudge(model, tokenizer, rubric, config.judge.max_new_tokens, config.judge.stop_after_score)
+        judge = SelfJudge.of(config.judge, rubric, model, tokenizer)
         print(f"{config.model.path} with {config.judge.prompt_file}\n\n{describe(probe(judge))}")
         return 0
     except UserError as error:
@@ -164,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def _mean(grades: Sequence[int | None]) -> float | None:
+def _mean(grades: Sequence[float | None]) -> float | None:
     readable = [grade for grade in grades if grade is not None]
     return mean(readable) if readable else None
 

@@ -10,21 +10,26 @@ from dataclasses import dataclass
 
 import torch
 
+from hmx.config import JudgeConfig
+from hmx.judge.expected import GradeLines
 from hmx.judge.parse import parse_score, score_is_settled
 from hmx.judge.rubric import Rubric
 from hmx.lora import bypass
 from hmx.prompts import decode, encode_chat, end_of_turn_ids, pad_id
-from hmx.sampling import Prefix, generate
+from hmx.sampling import Prefix, generate, last_logits
+
+READABLE = 0.5
+"""The least probability of all grades together with which an expectation counts."""
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What the judge said of one answer."""
 
-    grade: int | None
-    """0 to 10, or None if two attempts gave nothing readable."""
+    grade: float | None
+    """0 to 10, a whole number unless it is an expectation; None if nothing readable was to be had."""
     text: str
-    """The judge's own words, of the last attempt."""
+    """The judge's own words, of the last attempt; for an expectation the probabilities behind it."""
     retried: bool = False
     """Whether the greedy reply was unreadable."""
 
@@ -37,13 +42,30 @@ class SelfJudge:
         max_new_tokens: the most that the judge may write.
         stop_after_score: end a reply as soon as its score line is complete. Nothing that follows can change the grade;
             False keeps the reason, at the price of generating it.
+        expected: give the mean of the eleven grades by their probabilities instead of the one that the judge writes.
+            Nothing is generated, and two answers are hardly ever graded the same.
     """
 
-    def __init__(self, model, tokenizer, rubric: Rubric, max_new_tokens: int = 64, stop_after_score: bool = True):
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        rubric: Rubric,
+        max_new_tokens: int = 64,
+        stop_after_score: bool = True,
+        expected: bool = False,
+    ):
         self.model, self.tokenizer, self.rubric = model, tokenizer, rubric
         self.max_new_tokens, self.stop_after_score = max_new_tokens, stop_after_score
+        self.lines = GradeLines.of(tokenizer) if expected else None
         self.end_ids, self.pad_id = end_of_turn_ids(model, tokenizer), pad_id(tokenizer)
         self._prefix: Prefix | None = None
+
+    @classmethod
+    def of(cls, settings: JudgeConfig, rubric: Rubric, model, tokenizer) -> "SelfJudge":
+        """The judge that a config asks for."""
+        expected = settings.grade == "expected"
+        return cls(model, tokenizer, rubric, settings.max_new_tokens, settings.stop_after_score, expected)
 
     def grade(
         self, questions: Sequence[str], answers: Sequence[str], generator: torch.Generator | None = None
@@ -51,10 +73,13 @@ class SelfJudge:
         """One verdict for each (question, answer), all judged in one batch, greedily.
 
         Unreadable replies are asked for once more, sampled with `generator`; without a generator they stay invalid.
+        An expectation is unreadable, and stays so, if the judge would more likely than not write no grade at all.
         """
         prompts = [
             encode_chat(self.tokenizer, self.rubric.messages(*pair)) for pair in zip(questions, answers, strict=True)
         ]
+        if self.lines:
+            return self._expectations(prompts)
         verdicts = [Verdict(parse_score(text), text) for text in self._reply(prompts, temperature=0.0)]
         unreadable = [i for i, verdict in enumerate(verdicts) if verdict.grade is None]
         if unreadable and generator is not None:
@@ -70,7 +95,6 @@ class SelfJudge:
         self, prompts: list[list[int]], temperature: float, generator: torch.Generator | None = None
     ) -> list[str]:
         with bypass(self.model):
-            prefix = self._shared_prefix()
             completions = generate(
                 self.model,
                 prompts,
@@ -79,19 +103,39 @@ class SelfJudge:
                 pad_id=self.pad_id,
                 temperature=temperature,
                 generator=generator,
-                prefix=prefix if prefix and all(map(prefix.starts, prompts)) else None,
+                prefix=self._shared_prefix(prompts),
                 stop=self._settled if self.stop_after_score else None,
             )
         return [decode(self.tokenizer, row) for row in completions.rows()]
 
+    def _expectations(self, prompts: list[list[int]]) -> list[Verdict]:
+        read = self.lines.read
+        with bypass(self.model):
+            logits = last_logits(
+                self.model,
+                [[*prompt, *read] for prompt in prompts],
+                len(read) + 1,
+                self.pad_id,
+                self._shared_prefix(prompts),
+            )
+        verdicts = []
+        for probabilities in self.lines.probabilities(logits).tolist():
+            total = sum(probabilities)
+            mean = sum(grade * probability for grade, probability in enumerate(probabilities)) / total if total else 0.0
+            text = ", ".join(f"{grade}: {p:.1%}" for grade, p in enumerate(probabilities) if p >= 0.0005)
+            verdicts.append(Verdict(mean if total >= READABLE else None, text))
+        return verdicts
+
     def _settled(self, tokens: list[int]) -> bool:
         return score_is_settled(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    def _shared_prefix(self) -> Prefix | None:
-        """The tokens with which every prompt of this rubric begins: what two different prompts have in common."""
+    def _shared_prefix(self, prompts: list[list[int]]) -> Prefix | None:
+        """The tokens with which every prompt of this rubric begins: what two different prompts have in common. None if
+        one of `prompts` does not.
+        """
         if self._prefix is None:
             pairs = (("Why?", "So."), ("9 or 10", "[]"))
             one, other = (encode_chat(self.tokenizer, self.rubric.messages(*pair)) for pair in pairs)
             same = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
             self._prefix = Prefix.of(self.model, one[:same]) if same else None
-        return self._prefix
+        return self._prefix if self._prefix and all(map(self._prefix.starts, prompts)) else None
