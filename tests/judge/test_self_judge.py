@@ -218,7 +218,7 @@ def test_stopping_after_the_score_gives_the_same_grades(family, monkeypatch):
     results = []
     for stop in (True, False):
         judge = SelfJudge(family.model, family.tokenizer, RUBRIC, stop_after_score=stop)
-        judge._shared_prefix()
+        judge._shared_prefix([])
         with monkeypatch.context() as patch:
             patch.setattr(family.model, "forward", forward)
             step.clear()
