@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from transformers import DynamicCache
 
 from hmx.decoder import Decoder, Decoding, positions
@@ -35,6 +36,20 @@ class Completions:
     """[B, T] bool: True for every sampled token, the first end-of-turn token included."""
     truncated: torch.Tensor
     """[B] bool: the row met its length limit before it ended."""
+
+    @classmethod
+    def joined(cls, parts: Sequence["Completions"], pad_id: int) -> "Completions":
+        """The rows of all parts, one part after the other."""
+        longest = max(part.tokens.shape[1] for part in parts)
+
+        def wide(rows: torch.Tensor, value: int | bool) -> torch.Tensor:
+            return F.pad(rows, (0, longest - rows.shape[1]), value=value)
+
+        return cls(
+            torch.cat([wide(part.tokens, pad_id) for part in parts]),
+            torch.cat([wide(part.mask, False) for part in parts]),
+            torch.cat([part.truncated for part in parts]),
+        )
 
     def rows(self) -> list[list[int]]:
         """The sampled ids of each row, without padding."""

@@ -76,9 +76,9 @@ def train_run(config: Config, resume: bool = False, plain: bool = False, initial
             finished = _train(trainer, run, start, plain)
         except torch.OutOfMemoryError:
             raise UserError(
-                "The GPU's memory does not suffice; --dry-run estimates what is needed, and less is with "
-                "train.gradient_checkpointing=true, grpo.prompts_per_microbatch=1 or a sampling.max_completion_length. "
-                "--resume then needs the same settings, so start anew."
+                "The GPU's memory does not suffice even for one answer at a time; --dry-run estimates what is needed, "
+                "and less is with a sampling.max_completion_length. --resume then needs the same settings, so start "
+                "anew."
             ) from None
         run.note(status="finished" if finished else "interrupted")
     return run

@@ -12,8 +12,9 @@ from tests.models import build
 class LengthJudge:
     """Grades an answer by its length, so that rewards differ and never depend on the model."""
 
-    def __init__(self, *arguments):
-        pass
+    @classmethod
+    def of(cls, *arguments):
+        return cls()
 
     def grade(self, questions, answers, generator=None):
         return [Verdict(len(answer) % 11, f"Score: {len(answer) % 11}") for answer in answers]

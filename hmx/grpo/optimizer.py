@@ -39,6 +39,8 @@ class Optimizer:
     ):
         self.parameters, self.max_grad_norm = list(parameters), max_grad_norm
         self.adamw = torch.optim.AdamW(self.parameters, lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay)
+        self.steps = 0
+        """How often `step` was called."""
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, init_scale=initial_scale, enabled=fp16)
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -47,6 +49,7 @@ class Optimizer:
 
     def step(self, learning_rate: float) -> Update:
         """unscale → clip → step → update, and forget the gradients."""
+        self.steps += 1
         for group in self.adamw.param_groups:
             group["lr"] = learning_rate
         scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
@@ -56,8 +59,12 @@ class Optimizer:
         if finite:
             self.scaler.step(self.adamw)
         self.scaler.update()
-        self.adamw.zero_grad(set_to_none=True)
+        self.forget()
         return Update(grad_norm, not finite, scale)
+
+    def forget(self) -> None:
+        """Drop the gradients."""
+        self.adamw.zero_grad(set_to_none=True)
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         """Everything that a resumed run needs: tensors by name, and numbers."""

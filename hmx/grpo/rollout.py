@@ -39,6 +39,17 @@ class Rollout:
     completions: Completions
     pad_id: int
 
+    @classmethod
+    def joined(cls, parts: Sequence["Rollout"]) -> "Rollout":
+        """The rows of all parts, one part after the other."""
+        return cls(
+            [question for part in parts for question in part.questions],
+            [answer for part in parts for answer in part.answers],
+            [prompt for part in parts for prompt in part.prompts],
+            Completions.joined([part.completions for part in parts], parts[0].pad_id),
+            parts[0].pad_id,
+        )
+
     def batch(self, rows: slice) -> Batch:
         """Some rows, padded no further than they need."""
         mask = self.completions.mask[rows]

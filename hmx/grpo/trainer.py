@@ -6,7 +6,7 @@ Forward and reverse differ in one sign. Where the paper is silent (the KL term, 
 a grade that can't be read) the config says what is done and why.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -23,6 +23,7 @@ from hmx.grpo.rollout import Batch, Rollout, sample_answers
 from hmx.grpo.schedule import learning_rate, total_steps
 from hmx.judge import SelfJudge
 from hmx.lora import adapter_parameters, bypass
+from hmx.memory import Portions, Result, say
 from hmx.prompts import encode_question
 from hmx.questions import Questions
 from hmx.randomness import stream
@@ -61,9 +62,10 @@ class Trainer:
             max_grad_norm=config.optimizer.max_grad_norm,
             initial_scale=config.optimizer.initial_loss_scale,
         )
-        if config.train.gradient_checkpointing:  # transformers renames the method after 5.17
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+        self.checkpointing = False
+        if config.train.gradient_checkpointing:
+            self._checkpoint()
+        self._sampled = Portions("sampling answers")
         self._require_room_for_answers()
 
     def step(self, n: int) -> Record:
@@ -84,7 +86,7 @@ class Trainer:
         advantages = group_advantages(self.sign * graded.grades, graded.valid)  # [P, G]
 
         # … and the adapter moves toward the answers with positive advantage.
-        trained = self._train(rollout, advantages.flatten().to(self.model.device), n)
+        trained = self._within_memory(lambda: self._train(rollout, advantages.flatten().to(self.model.device), n))
         clock.lap("training")
 
         record = step_record(n, graded, advantages, trained, self.examine)
@@ -171,12 +173,44 @@ class Trainer:
 
     def _answers(self, questions: Sequence[str], repeats: int, generator: torch.Generator) -> Rollout:
         limit, temperature = self.config.completion_limit, self.config.sampling.temperature
-        return sample_answers(self.model, self.tokenizer, questions, repeats, limit, temperature, generator)
+
+        def sample(part: slice) -> Rollout:
+            return sample_answers(self.model, self.tokenizer, questions[part], repeats, limit, temperature, generator)
+
+        return Rollout.joined(self._sampled(sample, len(questions), generator))
 
     def _logprobs(self, batch: Batch) -> torch.Tensor:
         """[b, T] under the model as it stands, at the temperature that was sampled at."""
         temperature = self.config.sampling.temperature
         return token_logprobs(self.model, batch.input_ids, batch.attention_mask, batch.completion_length, temperature)
+
+    def _within_memory(self, compute: Callable[[], Result]) -> Result:
+        """What `compute` returns. Whenever the GPU's memory does not suffice, its half-made gradient is forgotten and
+        it is called again with fewer activations kept: the same mathematics, more slowly.
+        """
+        before = self.optimizer.steps
+        while True:
+            try:
+                return compute()
+            except torch.OutOfMemoryError:
+                if self.optimizer.steps > before or (self.checkpointing and self.microbatch == 1):
+                    raise
+            # Not in the handler: the exception holds on to every tensor of the computation that failed.
+            self.optimizer.forget()
+            torch.cuda.empty_cache()
+            if not self.checkpointing:
+                self._checkpoint()
+                say("Out of GPU memory: activations are computed again on the way back from here on, which is slower.")
+            else:
+                self.microbatch //= 2
+                say(f"Out of GPU memory: {self.microbatch} answers go through a training pass at once from here on.")
+
+    def _checkpoint(self) -> None:
+        """Keep only each layer's input and compute the rest again on the way back."""
+        model = self.model  # transformers renames the method after 5.17
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+        self.checkpointing = True
 
     @contextmanager
     def _training_mode(self, n: int) -> Iterator[None]:

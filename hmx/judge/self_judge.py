@@ -15,6 +15,7 @@ from hmx.judge.expected import GradeLines
 from hmx.judge.parse import parse_score, score_is_settled
 from hmx.judge.rubric import Rubric
 from hmx.lora import bypass
+from hmx.memory import Portions
 from hmx.prompts import decode, encode_chat, end_of_turn_ids, pad_id
 from hmx.sampling import Prefix, generate, last_logits
 
@@ -60,6 +61,7 @@ class SelfJudge:
         self.lines = GradeLines.of(tokenizer) if expected else None
         self.end_ids, self.pad_id = end_of_turn_ids(model, tokenizer), pad_id(tokenizer)
         self._prefix: Prefix | None = None
+        self._portions = Portions("judging")
 
     @classmethod
     def of(cls, settings: JudgeConfig, rubric: Rubric, model, tokenizer) -> "SelfJudge":
@@ -78,8 +80,13 @@ class SelfJudge:
         prompts = [
             encode_chat(self.tokenizer, self.rubric.messages(*pair)) for pair in zip(questions, answers, strict=True)
         ]
-        if self.lines:
-            return self._expectations(prompts)
+
+        def judge(rows: slice) -> list[Verdict]:
+            return self._expectations(prompts[rows]) if self.lines else self._verdicts(prompts[rows], generator)
+
+        return [verdict for part in self._portions(judge, len(prompts), generator) for verdict in part]
+
+    def _verdicts(self, prompts: list[list[int]], generator: torch.Generator | None) -> list[Verdict]:
         verdicts = [Verdict(parse_score(text), text) for text in self._reply(prompts, temperature=0.0)]
         unreadable = [i for i, verdict in enumerate(verdicts) if verdict.grade is None]
         if unreadable and generator is not None:

@@ -91,6 +91,83 @@ def test_micro_batches_change_no_gradient(build, monkeypatch, aggregation):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * other.abs().max().item())
 
 
+def out_of_memory_above(rows: int, trainer, monkeypatch):
+    """Training passes of more than `rows` rows, or that keep their activations, fail on their way back."""
+    from hmx.grpo import trainer as module
+
+    real = module.token_logprobs
+
+    def fail(gradient):
+        raise torch.OutOfMemoryError("too much")
+
+    def limited(model, input_ids, *rest, **options):
+        values = real(model, input_ids, *rest, **options)
+        if values.requires_grad and (len(input_ids) > rows or not trainer.checkpointing):
+            values.register_hook(fail)
+        return values
+
+    monkeypatch.setattr(module, "token_logprobs", limited)
+
+
+@pytest.mark.parametrize("rows, microbatch", [(8, 8), (4, 4), (3, 2), (1, 1)])
+def test_out_of_memory_shrinks_micro_batches_and_changes_no_gradient(build, monkeypatch, capsys, rows, microbatch):
+    plain, short = (build("grpo.beta=0.3", "grpo.prompts_per_microbatch=2") for _ in range(2))
+    for trainer in (plain, short):
+        perturb(trainer)
+    expected = gradients(plain, 1, monkeypatch)
+    out_of_memory_above(rows, short, monkeypatch)
+    for one, other in zip(gradients(short, 1, monkeypatch), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * other.abs().max().item())
+    assert short.microbatch == microbatch and short.checkpointing and not short.model.training
+    said = capsys.readouterr().err
+    assert "computed again" in said and (microbatch == 8) != (f"{microbatch} answers" in said)
+
+
+def test_what_does_not_fit_even_one_by_one_is_an_error(build, monkeypatch):
+    trainer = build()
+    out_of_memory_above(0, trainer, monkeypatch)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.step(1)
+
+
+def test_nothing_is_tried_again_once_the_adapter_has_moved(build, monkeypatch):
+    """Else the first of several updates would be made twice."""
+    trainer, moved = build("grpo.updates_per_rollout=2"), []
+    real = trainer.optimizer.step
+
+    def step(learning_rate):
+        moved.append(real(learning_rate))
+        out_of_memory_above(0, trainer, monkeypatch)
+        return moved[-1]
+
+    monkeypatch.setattr(trainer.optimizer, "step", step)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.step(1)
+    assert len(moved) == 1
+
+
+def test_sampling_in_portions_gives_the_same_answers(build, monkeypatch, capsys):
+    from hmx.grpo import rollout as module
+
+    trainer = build()
+    questions = [question.text for question in trainer.questions.train]
+    expected = trainer._answers(questions, 4, torch.Generator().manual_seed(0))
+    real = module.generate
+
+    def limited(model, prompts, **options):
+        completions = real(model, prompts, **options)
+        if len(prompts) > 1:
+            raise torch.OutOfMemoryError("too much")
+        return completions
+
+    monkeypatch.setattr(module, "generate", limited)
+    found = trainer._answers(questions, 4, torch.Generator().manual_seed(0))
+    assert (found.questions, found.answers, found.prompts) == (expected.questions, expected.answers, expected.prompts)
+    for name in ("tokens", "mask", "truncated"):
+        assert torch.equal(getattr(found.completions, name), getattr(expected.completions, name))
+    assert "1 at a time from here on" in capsys.readouterr().err
+
+
 def test_gradient_checkpointing_changes_no_gradient(build, monkeypatch):
     plain, saving = build(), build("train.gradient_checkpointing=true")
     for trainer in (plain, saving):

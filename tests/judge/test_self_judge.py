@@ -234,3 +234,19 @@ def test_prompts_that_share_no_beginning_are_judged_all_the_same(qwen3):
     qwen3.tokenizer.chat_template = "{{ messages[0].content }}"
     judge = SelfJudge(qwen3.model, qwen3.tokenizer, Rubric("{question} {answer}"), max_new_tokens=2)
     assert len(judge.grade(QUESTIONS, ANSWERS)) == 3
+
+
+def test_grading_in_portions_gives_the_same_verdicts(scripted, monkeypatch):
+    """The first try, of all three, does not fit; then there is one at a time, each asked again where it is needed."""
+    judge, script = scripted(["hm"] * 3, ["hm"], ["Score: 1"], ["Score: 2"], ["hm"], ["still hm"])
+    reply = module.generate
+
+    def limited(model, prompts, **options):
+        completions = reply(model, prompts, **options)
+        if len(prompts) > 1:
+            raise torch.OutOfMemoryError("too much")
+        return completions
+
+    monkeypatch.setattr(module, "generate", limited)
+    verdicts = judge.grade(QUESTIONS, ANSWERS, generator())
+    assert verdicts == [Verdict(1, "Score: 1", True), Verdict(2, "Score: 2"), Verdict(None, "still hm", True)]
