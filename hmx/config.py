@@ -166,9 +166,9 @@ class TrainConfig:
     """Answers sampled to each held-out question in an evaluation."""
     stop_after_threshold: int = key(0, least=0)
     """End a forward run this many evaluations after its reward passed selection.threshold; 0 never."""
-    gradient_checkpointing: bool = key(False)
+    gradient_checkpointing: str = key("auto", choices=("auto", "on", "off"))
     """Compute each layer's activations again on the way back: less memory, about a third more time in the training
-    pass.
+    pass. auto does so if the estimate says that the GPU's memory does not suffice otherwise, or once it did not.
     """
     world: str = key("", choices=("", "tiny"))
     """"tiny": the embedded model's world, whose truth is known, grades the answers of every step and evaluation too,

@@ -4,14 +4,16 @@ import json
 from dataclasses import dataclass
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from hmx.config import PROJECT, Config, resolve, to_toml
 from hmx.errors import UserError
+from hmx.grpo.packing import LONGEST, packable
 from hmx.grpo.schedule import evaluation_steps, total_steps
 from hmx.lora import adapter_parameters, attach
-from hmx.models import model_config
-from hmx.precision import DTYPES
+from hmx.models import attention_for, model_config
+from hmx.precision import DTYPES, autocast
 from hmx.questions import Questions
 
 ARCHITECTURES = PROJECT / "data" / "architectures.json"
@@ -19,8 +21,9 @@ TYPICAL_ANSWER = 256
 _LABELS = {
     "weights": "base weights",
     "adapter": "adapter, its gradients, AdamW's moments",
-    "kv_cache": "keys and values while sampling",
+    "sampling": "sampling: keys, values, probabilities",
     "activations": "activations of a training micro-batch",
+    "checkpointed": "the same, computed again on the way back",
     "logits": "one chunk of logits",
 }
 
@@ -30,22 +33,25 @@ class Estimate:
     """Bytes by purpose, and counts of parameters."""
 
     parameters: int
+    """Of the frozen base."""
     trainable: int
     weights: int
     """The frozen base, each tied matrix once."""
     adapter: int
     """A and B, their gradients and AdamW's two moments, all FP32."""
-    kv_cache: int
-    """Keys and values of the answers of a step or an evaluation, at their longest."""
+    sampling: int
+    """Keys and values of the answers of a step or an evaluation at their longest, and one token's probabilities."""
     activations: int
     """What the training pass of one micro-batch keeps for its way back."""
+    checkpointed: int
+    """What it keeps with gradient checkpointing: each layer's input, and all of the layer that is being repeated."""
     logits: int
     """One chunk of the output layer: the logits in FP32, their softmax, and their gradient."""
 
-    @property
-    def total(self) -> int:
+    def total(self, checkpointing: bool) -> int:
         """Bytes at the peak. Sampling and training don't happen at the same time."""
-        return self.weights + self.adapter + max(self.kv_cache, self.activations + self.logits)
+        kept = self.checkpointed if checkpointing else self.activations
+        return self.weights + self.adapter + max(self.sampling, kept + self.logits)
 
 
 def architecture(path: str) -> PreTrainedConfig:
@@ -62,41 +68,89 @@ def architecture(path: str) -> PreTrainedConfig:
 
 
 def estimate(config: Config, prompt: int, completion: int, evaluated: int = 0) -> Estimate:
-    """What `config` needs when its prompts have `prompt` tokens, its answers `completion`, and
-    an evaluation `evaluated` rows.
+    """What `config` needs when its prompts have `prompt` tokens, its answers `completion`, and an evaluation
+    `evaluated` rows.
 
-    A layer's activations are counted in multiples of the residual stream, the attention heads and the gated MLP, as
-    what autograd keeps for the adapted layers: inputs of each projection, normalised copies, the gate's product. With
-    gradient checkpointing only each layer's input is kept, and one layer's activations at a time.
+    The activations are not a formula: the model is run without numbers, and what autograd would keep is added up.
     """
-    shapes = architecture(config.model.path)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shapes, dtype=DTYPES[config.model.precision])
-        attach(model, config.lora.rank, config.lora.alpha, config.lora.targets)
-    trainable = sum(parameter.numel() for parameter in adapter_parameters(model))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    size = DTYPES[config.model.precision].itemsize
-
-    layers, hidden, heads = shapes.num_hidden_layers, shapes.hidden_size, shapes.num_attention_heads
+    shapes, grpo = architecture(config.model.path), config.grpo
+    dtype = DTYPES[config.model.precision]
+    heads = shapes.num_attention_heads
     kv_heads = getattr(shapes, "num_key_value_heads", None) or heads
-    head_dim = getattr(shapes, "head_dim", None) or hidden // heads
-    layer = 8 * hidden + 4 * (heads + kv_heads) * head_dim + 5 * shapes.intermediate_size  # numbers kept a token
-    if getattr(shapes, "attn_logit_softcapping", None):  # attention written out: scores, soft-capped scores, softmax
-        layer += 3 * heads * (prompt + completion)
-    kept = layers * hidden + layer if config.train.gradient_checkpointing else layers * layer
-
-    length, grpo = prompt + completion, config.grpo
-    sampled = length * max(grpo.prompts_per_step * grpo.completions_per_prompt, evaluated)  # tokens
-    trained = length * grpo.prompts_per_microbatch * grpo.completions_per_prompt
+    head_dim = getattr(shapes, "head_dim", None) or shapes.hidden_size // heads
+    answers = grpo.prompts_per_step * grpo.completions_per_prompt
+    groups, rows = grpo.prompts_per_microbatch, grpo.prompts_per_microbatch * grpo.completions_per_prompt
+    cache = 2 * shapes.num_hidden_layers * kv_heads * head_dim * dtype.itemsize  # bytes a token
+    with FakeTensorMode():
+        model = AutoModelForCausalLM.from_config(shapes, dtype=dtype, attn_implementation=attention_for(shapes))
+        attach(model, config.lora.rank, config.lora.alpha, config.lora.targets)
+        trainable = sum(parameter.numel() for parameter in adapter_parameters(model))
+        parameters = sum(parameter.numel() for parameter in model.parameters()) - trainable
+        packed = groups * prompt + rows * completion
+        fits = packable(model, packed) and rows * (prompt + completion) <= LONGEST
+        kept = _kept(model, *((1, packed) if fits else (rows, prompt + completion)))
+    inputs = (packed if fits else rows * (prompt + completion)) * shapes.hidden_size * dtype.itemsize  # of one layer
+    sampled = max(answers, evaluated)
     return Estimate(
         parameters=parameters,
         trainable=trainable,
-        weights=(parameters - trainable) * size,
+        weights=parameters * dtype.itemsize,
         adapter=4 * 4 * trainable,
-        kv_cache=2 * layers * kv_heads * head_dim * sampled * size,
-        activations=kept * trained * size,
-        logits=3 * 4 * min(256, trained) * shapes.vocab_size,
+        # A token's logits, their softmax in FP32 and FP64, and its cumulative sum.
+        sampling=sampled * ((prompt + completion) * cache + shapes.vocab_size * (dtype.itemsize + 4 + 8 + 8)),
+        activations=kept,
+        checkpointed=shapes.num_hidden_layers * inputs + kept // shapes.num_hidden_layers,
+        logits=3 * 4 * min(256, rows * completion) * shapes.vocab_size,
     )
+
+
+def _kept(model, rows: int, length: int) -> int:
+    """Bytes that autograd keeps of a forward pass over `rows` sequences of `length`, parameters aside."""
+    owned = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}  # by storage; a tensor is held on to, so that no other gets its storage's place
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if (storage := tensor.untyped_storage()._cdata) not in owned:
+            kept[storage] = tensor
+        return tensor
+
+    tokens = torch.zeros(rows, length, dtype=torch.int64)
+    bias = torch.zeros(rows, 1, length, length, dtype=model.get_input_embeddings().weight.dtype)
+    kinds = getattr(model.config, "layer_types", None)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast(model):
+        model.base_model(
+            input_ids=tokens,
+            position_ids=tokens,
+            attention_mask=dict.fromkeys(kinds, bias) if kinds else bias,
+            use_cache=False,
+        )
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def checkpoints(config: Config, device: torch.device) -> bool:
+    """Whether gradient checkpointing is on from the start: as the config says or, for "auto", if answers of a typical
+    length would not fit the GPU's memory without.
+    """
+    setting = config.train.gradient_checkpointing
+    if setting != "auto" or device.type != "cuda":
+        return setting == "on"
+    longest, limit = _lengths(config, Questions.load(resolve(config.data.questions)))
+    needed = estimate(config, longest, min(TYPICAL_ANSWER, limit)).total(checkpointing=False)
+    return needed > 0.9 * torch.cuda.mem_get_info(device)[1]
+
+
+def _lengths(config: Config, questions: Questions) -> tuple[int, int]:
+    """The longest prompt in tokens, roughly, with the template around it, and the longest answer behind it: no
+    tokenizer is needed.
+    """
+    longest = max(len(question.text) for question in (*questions.train, *questions.held_out)) // 3 + 32
+    limit = config.completion_limit(longest)
+    if limit < 1:
+        raise UserError(
+            "The longest question leaves no room for an answer within sampling.max_sequence_length = "
+            f"{config.sampling.max_sequence_length}."
+        )
+    return longest, limit
 
 
 def describe(config: Config) -> str:
@@ -104,22 +158,15 @@ def describe(config: Config) -> str:
     questions = Questions.load(resolve(config.data.questions))
     steps, evaluations = total_steps(config, len(questions.train)), evaluation_steps(config, len(questions.train))
     grpo = config.grpo
-    texts = [question.text for question in (*questions.train, *questions.held_out)]
-    longest = max(map(len, texts)) // 3 + 32  # tokens, roughly, with the template around them: no tokenizer is needed
-    limit = config.completion_limit(longest)
-    if limit < 1:
-        raise UserError(
-            "The longest question leaves no room for an answer within sampling.max_sequence_length = "
-            f"{config.sampling.max_sequence_length}."
-        )
+    longest, limit = _lengths(config, questions)
     evaluated = len(questions.held_out) * config.train.completions_per_evaluation
     typical = estimate(config, longest, min(TYPICAL_ANSWER, limit), evaluated)
     most = estimate(config, longest, limit, evaluated)
     lines = [
         to_toml(config),
         f"Run         {config.run_folder}",
-        f"Parameters  {typical.trainable:,} trainable (rank {config.lora.rank}) beside "
-        f"{typical.parameters - typical.trainable:,} frozen ones",
+        f"Parameters  {typical.trainable:,} trainable (rank {config.lora.rank}) beside {typical.parameters:,} frozen "
+        "ones",
         f"Steps       {steps}: {config.train.epochs} epochs of {len(questions.train)} questions, "
         f"{grpo.prompts_per_step} questions × "
         f"{grpo.completions_per_prompt} answers a step",
@@ -130,7 +177,8 @@ def describe(config: Config) -> str:
     ]
     for name, label in _LABELS.items():
         lines.append(f"  {label:40}{gib(getattr(typical, name)):>18}{gib(getattr(most, name)):>22}")
-    lines.append(f"  {'at the peak':40}{gib(typical.total):>18}{gib(most.total):>22}")
+    for label, checkpointing in (("at the peak", False), ("at the peak with gradient checkpointing", True)):
+        lines.append(f"  {label:40}{gib(typical.total(checkpointing)):>18}{gib(most.total(checkpointing)):>22}")
     return "\n".join(lines)
 
 

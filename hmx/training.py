@@ -17,6 +17,7 @@ from hmx.judge import Rubric, SelfJudge
 from hmx.judge.probe import probe
 from hmx.lora import adapter_hash, attach
 from hmx.models import fingerprint, load_model
+from hmx.plan import checkpoints
 from hmx.questions import Questions
 from hmx.randomness import stream
 from hmx.runs import Run
@@ -33,7 +34,9 @@ def build_trainer(config: Config) -> Trainer:
     lora = config.lora
     attach(model, lora.rank, lora.alpha, lora.targets, lora.dropout, stream(config.run.seed, "init"))
     judge = SelfJudge.of(config.judge, rubric, model, tokenizer)
-    return Trainer(config, model, tokenizer, judge, questions, _world(config))
+    return Trainer(
+        config, model, tokenizer, judge, questions, _world(config), checkpointing=checkpoints(config, model.device)
+    )
 
 
 def train_run(config: Config, resume: bool = False, plain: bool = False, initial_adapter: str | None = None) -> Run:

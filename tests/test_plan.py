@@ -3,11 +3,19 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from hmx import models
+from hmx import models, plan
 from hmx.config import load_config
 from hmx.errors import UserError
-from hmx.plan import architecture, describe, estimate, gib
+from hmx.grpo import packing
+from hmx.grpo.logprobs import token_logprobs
+from hmx.lora import attach
+from hmx.models import model_config
+from hmx.plan import architecture, checkpoints, describe, estimate, gib
+from hmx.precision import DTYPES
+from tests.models import FAMILIES, build_model
+from tests.small_run import small_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 # Billions of parameters, and for Qwen3 of those that are not embeddings, as the models' own cards give them.
@@ -29,7 +37,7 @@ def offline(monkeypatch):
 def test_the_shapes_we_keep_have_the_published_number_of_parameters(name):
     config = load_config(CONFIGS / f"{name}.toml")
     found, shapes, (total, inner) = estimate(config, 64, 256), architecture(config.model.path), PUBLISHED[name]
-    parameters = found.parameters - found.trainable
+    parameters = found.parameters
     assert parameters / 1e9 == pytest.approx(total, abs=0.05 if total > 1 else 0.005)
     if inner:
         embeddings = shapes.vocab_size * shapes.hidden_size * (1 if shapes.tie_word_embeddings else 2)
@@ -44,18 +52,57 @@ def test_the_parts_of_the_estimate_counted_by_hand():
     pairs = [(hidden, q), (hidden, kv), (hidden, kv), (q, hidden), (hidden, mlp), (hidden, mlp), (mlp, hidden)]
     assert found.trainable == 28 * sum(r * (inner + outer) for inner, outer in pairs)
     assert found.adapter == 4 * 4 * found.trainable  # FP32: A and B, gradient, two moments
-    assert found.kv_cache == 2 * 28 * kv * (64 + 256) * 8 * 2
-    assert found.total == found.weights + found.adapter + max(found.kv_cache, found.activations + found.logits)
+    probabilities = 151_936 * (2 + 4 + 8 + 8)  # FP16 logits, softmax in FP32 and FP64, cumulative sum
+    assert found.sampling == 8 * (2 * 28 * kv * (64 + 256) * 2 + probabilities)
+    assert found.total(False) == found.weights + found.adapter + max(found.sampling, found.activations + found.logits)
+    assert found.total(True) == found.total(False) - found.activations + found.checkpointed
 
 
-def test_more_rows_or_longer_answers_need_more_and_checkpointing_less():
+def test_longer_answers_and_more_rows_need_more_and_checkpointing_less():
     path = CONFIGS / "llama-3.2-3b.toml"
     base = estimate(load_config(path), 64, 256)
-    assert estimate(load_config(path), 64, 512).activations == pytest.approx(base.activations * 576 / 320)
-    assert estimate(load_config(path, ["grpo.completions_per_prompt=8"]), 64, 256).activations == 2 * base.activations
-    plain = estimate(load_config(path, ["train.gradient_checkpointing=false"]), 64, 256)
-    assert base.activations < plain.activations / 5
-    assert estimate(load_config(path), 64, 256, evaluated=40).kv_cache == 5 * base.kv_cache
+    assert base.checkpointed < base.activations / 5
+    longer = estimate(load_config(path), 64, 512)  # packed: the prompt once, four answers
+    assert longer.activations / base.activations == pytest.approx((64 + 4 * 512) / (64 + 4 * 256), rel=0.02)
+    assert estimate(load_config(path), 64, 256, evaluated=40).sampling == 5 * base.sampling
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("completion", [10, 40])
+def test_the_activations_are_what_autograd_keeps(tmp_path, monkeypatch, name, precision, completion):
+    """Of a real training pass over a group of four; the long answers are laid out as a rectangle."""
+    monkeypatch.setattr(packing, "LONGEST", 100)
+    monkeypatch.setattr(plan, "LONGEST", 100)
+    config = small_config(tmp_path, f"model.precision={precision}", family=name)
+    expected = estimate(config, 6, completion).activations
+
+    model = build_model(name, vocab_size=model_config(config.model.path).vocab_size).to(DTYPES[precision])
+    attach(model, config.lora.rank, config.lora.alpha, config.lora.targets)
+    model.train()
+    ids = torch.ones(4, 6 + completion, dtype=torch.int64)
+    kept = {}
+
+    def note(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        values = token_logprobs(model, ids, torch.ones_like(ids), completion, chunk=4)
+    owned = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    found = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in owned)
+    assert values.requires_grad and found == pytest.approx(expected, rel=0.1)
+
+
+def test_gradient_checkpointing_is_on_from_the_start_where_it_is_asked_for_or_needed(monkeypatch):
+    path = CONFIGS / "llama-3.2-3b.toml"
+    for setting in ("on", "off"):
+        config = load_config(path, [f"train.gradient_checkpointing={setting}"])
+        assert checkpoints(config, torch.device("cuda")) == (setting == "on")
+    assert not checkpoints(load_config(path), torch.device("cpu"))
+    for memory, needed in ((80 * 2**30, False), (10 * 2**30, True)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, memory=memory: (0, memory))
+        assert checkpoints(load_config(path), torch.device("cuda")) == needed
 
 
 def test_the_description_tells_steps_and_memory(monkeypatch):

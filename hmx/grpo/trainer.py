@@ -37,6 +37,7 @@ class Trainer:
         judge: grades the answers; it must bypass the adapter.
         questions: what to train on, and what is held out for evaluation.
         examine: optionally, a second grader that knows the truth; it is only written down, never trained on.
+        checkpointing: whether gradient checkpointing is on from the start.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Trainer:
         judge: SelfJudge,
         questions: Questions,
         examine: Examine | None = None,
+        checkpointing: bool = False,
     ):
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.judge, self.questions, self.examine = judge, questions, examine
@@ -63,7 +65,7 @@ class Trainer:
             initial_scale=config.optimizer.initial_loss_scale,
         )
         self.checkpointing = False
-        if config.train.gradient_checkpointing:
+        if checkpointing:
             self._checkpoint()
         self._sampled = Portions("sampling answers")
         self._require_room_for_answers()
@@ -189,16 +191,20 @@ class Trainer:
         it is called again with fewer activations kept: the same mathematics, more slowly.
         """
         before = self.optimizer.steps
+
+        def may_checkpoint() -> bool:
+            return not self.checkpointing and self.config.train.gradient_checkpointing != "off"
+
         while True:
             try:
                 return compute()
             except torch.OutOfMemoryError:
-                if self.optimizer.steps > before or (self.checkpointing and self.microbatch == 1):
+                if self.optimizer.steps > before or (self.microbatch == 1 and not may_checkpoint()):
                     raise
             # Not in the handler: the exception holds on to every tensor of the computation that failed.
             self.optimizer.forget()
             torch.cuda.empty_cache()
-            if not self.checkpointing:
+            if may_checkpoint():
                 self._checkpoint()
                 say("Out of GPU memory: activations are computed again on the way back from here on, which is slower.")
             else:

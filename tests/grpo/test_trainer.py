@@ -169,7 +169,7 @@ def test_sampling_in_portions_gives_the_same_answers(build, monkeypatch, capsys)
 
 
 def test_gradient_checkpointing_changes_no_gradient(build, monkeypatch):
-    plain, saving = build(), build("train.gradient_checkpointing=true")
+    plain, saving = build(), build("train.gradient_checkpointing=on")
     for trainer in (plain, saving):
         perturb(trainer)
     for one, other in zip(gradients(plain, 1, monkeypatch), gradients(saving, 1, monkeypatch), strict=True):
@@ -177,7 +177,7 @@ def test_gradient_checkpointing_changes_no_gradient(build, monkeypatch):
 
 
 def test_dropout_and_gradient_checkpointing_work_together(build, monkeypatch):
-    plain, saving = (build("lora.dropout=0.5", f"train.gradient_checkpointing={on}") for on in ("false", "true"))
+    plain, saving = (build("lora.dropout=0.5", f"train.gradient_checkpointing={on}") for on in ("off", "on"))
     for trainer in (plain, saving):
         perturb(trainer)
     for one, other in zip(gradients(plain, 1, monkeypatch), gradients(saving, 1, monkeypatch), strict=True):
