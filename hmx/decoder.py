@@ -25,7 +25,7 @@ from hmx.lora.layer import LoRALinear
 
 FAMILIES = (Qwen3ForCausalLM, LlamaForCausalLM, Gemma2ForCausalLM)
 BLOCK = 128
-"""Slots by which a cache grows."""
+"""A cache grows to a multiple of so many slots."""
 
 enabled = True
 """Tests and benchmarks switch this off to run every model's own forward pass."""
@@ -208,9 +208,11 @@ class Cache:
         return keys[:, :, :end], values[:, :, :end]
 
     def reserve(self, slots: int, most: int) -> None:
-        """Make room for `slots` in all, and at once for a block of those to come; there will be no more than `most`."""
+        """Make room for `slots` in all, and at once for those to come in their block; there will be no more than
+        `most`.
+        """
         if slots > (room := self.keys[0].shape[2]):
-            more = min(slots + BLOCK, most) - room
+            more = min(-(-slots // BLOCK) * BLOCK, most) - room
             for buffers in (self.keys, self.values):
                 for i, buffer in enumerate(buffers):  # one after the other: never the whole cache twice
                     buffers[i] = F.pad(buffer, (0, 0, 0, more))

@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from hmx.decoder import Decoder, Decoding, positions
 from hmx.errors import UserError
+from hmx.graphs import StaticDecoding
 from hmx.precision import autocast
 
 DROP_BELOW = 0.75
@@ -215,7 +216,10 @@ def _start(model, prompts, pad_id: int, prefix: Prefix | None, room: int, last: 
     if prefix and decoder is None and _slides_within(model, max(map(len, prompts)) + room):
         prefix = None
     layout = _lay_out(prompts, pad_id, prefix, model.device)
-    return _Modules(model, *layout, last) if decoder is None else Decoding(decoder, *layout, room, last)
+    if decoder is None:
+        return _Modules(model, *layout, last)
+    decoding = StaticDecoding if model.device.type == "cuda" else Decoding
+    return decoding(decoder, *layout, room, last)
 
 
 def _lay_out(prompts, pad_id: int, prefix: Prefix | None, device) -> tuple:

@@ -50,7 +50,7 @@ def worst_difference(model, lengths, steps: int = 7, shared: int = 0) -> float:
     keys_values = Prefix.of(model, prefix).keys_values if shared else None
     attention = torch.cat([attention.new_ones(len(prompts), shared), attention], dim=1)
     decoding = Decoding(Decoder.of(model), ids, attention, keys_values, room=steps)
-    rows, worst, logits = [prefix + prompt for prompt in prompts], 0.0, decoding.logits
+    rows, worst, logits = [prefix + prompt for prompt in prompts], 0.0, decoding.logits[:, -1]
     for t in range(steps + 1):
         expected = torch.stack([models.reference_logits(model, row)[-1] for row in rows])
         worst = max(worst, float((logits - expected).abs().max()))

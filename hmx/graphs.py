@@ -1,0 +1,104 @@
+"""Decode steps of one shape, recorded once as a CUDA graph and replayed.
+
+On a GPU a decode step of a small model takes less time to compute than its thousand kernels take to launch. A graph
+launches them all at once, but always the same ones on the same memory. So here a step reads and writes buffers that
+stay where they are: the token comes in through one, the slot of the cache is a number on the device, and attention
+looks at all slots there are, those still empty being masked out. When the cache grows by a block or rows are dropped,
+there are new buffers, and the step is recorded anew.
+
+Without a GPU the same steps run unrecorded, which is how the tests hold them against `Decoding`.
+"""
+
+import torch
+
+from hmx.decoder import Cache, Decoding, output_logits
+from hmx.memory import say
+
+RECORD_AFTER = 3
+"""Steps of a shape before it is recorded: recording costs about as much as two, and a judge's reply is short."""
+
+enabled = True
+"""Benchmarks switch this off, and so does a recording that fails."""
+
+
+class StaticCache(Cache):
+    """Keys and values in buffers whose next slot is a number on the device."""
+
+    def __init__(self, cache: Cache):
+        super().__init__(cache.keys, cache.values, cache.length)
+        self.slot = torch.tensor([cache.length], device=cache.keys[0].device)
+
+    def add(self, i: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the new slot [B, K, 1, D] of layer i; returns all slots [B, K, room, D], empty ones included."""
+        self.keys[i].index_copy_(2, self.slot, key)
+        self.values[i].index_copy_(2, self.slot, value)
+        return self.keys[i], self.values[i]
+
+
+class StaticDecoding(Decoding):
+    """A `Decoding` whose steps keep their shape for a block of tokens."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.cache = StaticCache(self.cache)
+        self._renew()
+
+    def step(self, token: torch.Tensor) -> torch.Tensor:
+        """Add a token [B] to each row; returns the logits [B, V] of the next, valid until the next step."""
+        if self.cache.length == self.cache.keys[0].shape[2]:
+            self.cache.reserve(self.cache.length + 1, self.most)
+            self._renew()
+        self.token.copy_(token)
+        if self.graph is not None:
+            self.graph.replay()
+            self.cache.length += 1
+            return self.recorded
+        logits = self._advance()
+        self.steps += 1
+        if self.steps == RECORD_AFTER:
+            self._record()
+        return logits
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Go on with these rows, in this order; a row may be repeated."""
+        super().select(rows)
+        self._renew()
+
+    def _renew(self) -> None:
+        """New buffers for a new shape."""
+        B, room, length = len(self.position), self.cache.keys[0].shape[2], self.cache.length
+        self.token = self.position.new_zeros(B)
+        self.seen = self.bias[..., :room].clone()  # [B, 1, 1, room]
+        self.seen[..., length:] = -torch.inf
+        self.graph, self.recorded, self.steps = None, None, 0
+
+    def _advance(self) -> torch.Tensor:
+        """One step from buffers to buffers."""
+        decoder = self.decoder
+        self.seen.index_fill_(3, self.cache.slot, 0.0)
+        biases = {}
+        for window in decoder.windows:
+            biases[window] = self.seen
+            if window is not None:
+                far = self.slots[:, : self.seen.shape[-1]] <= self.position[:, None] - window  # [B, room]
+                biases[window] = self.seen.masked_fill(far[:, None, None], -torch.inf)
+        rope = self.rope.index_select(0, self.position)[:, None]
+        hidden = decoder.hidden(self.token[:, None], rope, biases, self.cache)
+        self.position += 1
+        self.cache.slot += 1
+        return output_logits(decoder.model, hidden[:, -1])
+
+    def _record(self) -> None:
+        """Recording runs nothing, so the buffers stay as the last step left them."""
+        global enabled
+        if not (enabled and self.token.is_cuda):
+            return
+        length, graph = self.cache.length, torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.recorded = self._advance()
+            self.graph = graph
+        except RuntimeError as error:
+            enabled = False
+            say(f"This GPU does not record decode steps ({str(error).splitlines()[0]}); they run one by one, slower.")
+        self.cache.length = length

@@ -1,0 +1,127 @@
+"""Steps of one shape against those that grow; on a GPU also recorded against unrecorded."""
+
+import pytest
+import torch
+
+from hmx import decoder as decoder_module
+from hmx import graphs, sampling
+from hmx.decoder import Decoder, Decoding
+from hmx.graphs import StaticDecoding
+from hmx.lora import attach
+from hmx.sampling import generate, pad_left
+from tests import models
+
+PROMPTS = [3, 9, 1]
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch):
+    monkeypatch.setattr(decoder_module, "BLOCK", 4)
+
+
+def both(name: str, room: int = 14):
+    """The same prompts, on their way with growing and with static steps. Gemma's window is shorter than the rows."""
+    model = models.build_model(name, **({"sliding_window": 6} if name == "gemma2" else {}))
+    attach(model, 2, 4.0, models.TARGETS)
+    models.fill_adapters(model)
+    ids, attention = pad_left(models.random_prompts(PROMPTS, 61), 0, torch.device("cpu"))
+    with torch.no_grad():
+        return [kind(Decoder.of(model), ids, attention, None, room) for kind in (Decoding, StaticDecoding)]
+
+
+def tokens(steps: int, rows: int) -> torch.Tensor:
+    return torch.randint(61, (steps, rows), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("name", models.FAMILIES)
+@torch.no_grad()
+def test_every_step_gives_the_same_logits_over_blocks_and_dropped_rows(name):
+    growing, static = both(name)
+    torch.testing.assert_close(static.logits, growing.logits)
+    rows = torch.tensor([0, 1, 2])
+    for t, token in enumerate(tokens(14, 3)):
+        if t in (5, 9):  # in the middle of a block and at the end of one
+            rows = torch.tensor([2, 0]) if t == 5 else torch.tensor([1, 1, 0])
+            for decoding in (growing, static):
+                decoding.select(rows)
+        token = token[: len(rows)]
+        torch.testing.assert_close(static.step(token), growing.step(token), rtol=1e-5, atol=1e-5)
+        assert static.cache.length == growing.cache.length == max(PROMPTS) + t + 1
+
+
+@torch.no_grad()
+def test_buffers_stay_where_they_are_for_a_block():
+    """Else a recorded graph would write where nobody reads."""
+    _, static = both("qwen3")
+
+    def places():
+        tensors = (static.token, static.seen, static.position, static.slots, static.rope, static.cache.slot)
+        return [tensor.data_ptr() for tensor in (*tensors, *static.cache.keys, *static.cache.values)]
+
+    seen = []
+    for token in tokens(9, 3):
+        static.step(token)
+        seen.append(places())
+    for block in (seen[:3], seen[3:7], seen[7:]):  # nine slots are the prompts', and a block ends after 12 and 16
+        assert all(place == block[0] for place in block)
+    assert seen[2] != seen[3] and seen[6] != seen[7]
+
+
+@torch.no_grad()
+def test_a_replayed_step_goes_on_where_the_last_one_ended(monkeypatch):
+    """A recording that computes when it is replayed, as a GPU's does."""
+    replayed = []
+
+    class Graph:
+        def __init__(self, decoding):
+            self.decoding, decoding.recorded = decoding, torch.zeros(len(decoding.token), 61)
+
+        def replay(self):
+            length = self.decoding.cache.length
+            self.decoding.recorded.copy_(self.decoding._advance())
+            self.decoding.cache.length = length  # the graph knows nothing of Python's numbers
+            replayed.append(length)
+
+    monkeypatch.setattr(StaticDecoding, "_record", lambda decoding: setattr(decoding, "graph", Graph(decoding)))
+    growing, static = both("gemma2")
+    for token in tokens(14, 3):
+        torch.testing.assert_close(static.step(token), growing.step(token), rtol=1e-5, atol=1e-5)
+    assert replayed == [15, 19]  # the fourth step of each block that has four
+
+
+@pytest.mark.parametrize("name", models.FAMILIES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_generate_gives_the_same_completions(name, temperature, monkeypatch):
+    model, prompts = models.build_model(name), models.random_prompts([2, 7], 61)
+    completions = []
+    for kind in (Decoding, StaticDecoding):
+        monkeypatch.setattr(sampling, "Decoding", kind)
+        completions.append(
+            generate(
+                model,
+                prompts,
+                max_new_tokens=12,
+                end_ids=[3, 5, 9],
+                pad_id=0,
+                generator=torch.Generator().manual_seed(0),
+                temperature=temperature,
+                repeats=3,
+            )
+        )
+    assert torch.equal(completions[0].tokens, completions[1].tokens)
+    assert torch.equal(completions[0].mask, completions[1].mask)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", models.FAMILIES)
+@torch.no_grad()
+def test_on_a_gpu_recorded_steps_give_what_unrecorded_ones_do(name, monkeypatch):
+    monkeypatch.setattr(decoder_module, "BLOCK", 16)
+    model, prompts = models.build_model(name).half().cuda(), models.random_prompts([2, 7, 30], 61)
+    completions = []
+    for recorded in (True, False):
+        monkeypatch.setattr(graphs, "enabled", recorded)
+        options = {"max_new_tokens": 60, "end_ids": [3], "pad_id": 0, "temperature": 1.0, "repeats": 4}
+        completions.append(generate(model, prompts, generator=torch.Generator().manual_seed(0), **options))
+        assert graphs.enabled == recorded  # no recording failed
+    assert torch.equal(completions[0].tokens, completions[1].tokens)
