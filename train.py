@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nStopped at once; --resume goes on from the last checkpoint.", file=sys.stderr)
+        print("\nStopped at once; --resume goes on from the last checkpoint, if there is one.", file=sys.stderr)
         return 130
 
 

@@ -123,7 +123,8 @@ class GrpoConfig:
     clip_eps: float = key(0.2, above=0, below=1)
     """The ratio of new to old policy is clipped to 1 ± clip_eps."""
     updates_per_rollout: int = key(1, least=1)
-    """mu: optimizer steps on the same answers. With 1 the policy that is trained is the one that sampled, and the ratio
+    """mu: updates on the same answers, all at the step's learning rate; what is called a step everywhere else are all
+    of them together. With 1 the policy that is trained is the one that sampled, and the ratio
     is 1.
     """
     aggregation: str = key("bnpo", choices=("bnpo", "grpo", "dr_grpo"))
@@ -139,7 +140,7 @@ class OptimizerConfig:
     schedule: str = key("linear", choices=("linear", "constant"))
     """linear falls toward 0, which it would reach a step after the last; both rise linearly during the warm-up."""
     warmup: float = key(0.1, least=0, below=1)
-    """The part of all steps in which the learning rate rises from 0."""
+    """The part of all steps in which the learning rate rises from 0, where the first step stands."""
     betas: tuple[float, ...] = key((0.9, 0.999))
     """Decay of the running mean of the gradient and of its square."""
     eps: float = key(1e-8, above=0)

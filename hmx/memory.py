@@ -18,8 +18,8 @@ def say(sentence: str) -> None:
 class Portions:
     """Rows that are computed together as long as they fit, and in smaller portions ever after they did not.
 
-    The results are the same either way: no row looks at another one, and a generator is put back to where the portion
-    that failed had started.
+    The results are the same either way, up to the order of summation: no row looks at another one, and a generator is
+    put back to where the portion that failed had started.
 
     Args:
         what: the work, as the sentence to the person calls it.
@@ -31,8 +31,8 @@ class Portions:
     def __call__(
         self, compute: Callable[[slice], Result], rows: int, generator: torch.Generator | None = None
     ) -> list[Result]:
-        """`compute` each portion of `rows` rows, in their order. Raises PyTorch's OutOfMemoryError if a single row does
-        not fit.
+        """`compute` each portion of `rows` rows, in their order. Raises PyTorch's OutOfMemoryError if a portion of one
+        does not fit.
         """
         results: list[Result] = []
         start = 0
@@ -51,5 +51,5 @@ class Portions:
             if generator is not None:
                 generator.set_state(before)
             self.at_once = (portion.stop - start) // 2
-            say(f"Out of GPU memory while {self.what}: {self.at_once} at a time from here on, with the same results.")
+            say(f"Out of GPU memory while {self.what}: {self.at_once} at a time from here on.")
         return results

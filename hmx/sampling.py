@@ -2,9 +2,10 @@
 
 `generate` reads as the loop it is: prefill the prompts, then choose a token for every row and feed it back until all
 rows have ended. Tokens are drawn by inverting the cumulative distribution with one uniform number a token. All uniform
-numbers are drawn at the start, on the CPU, row by row: the same generator gives the same completions on every device
-and whether rows are sampled together or one by one. The forward pass is the model's own (`_Modules`) or, for the
-families it knows, the same one written out in fewer operations (`hmx.decoder`).
+numbers are drawn at the start, on the CPU, row by row: they are the same on every device and whether rows are sampled
+together or one by one, and so are the completions, but where a last bit of a probability decides. The forward pass is
+the model's own (`_Modules`) or, for the families it knows, the same one written out in fewer operations
+(`hmx.decoder`).
 
 Notation: `B` rows, `T` completion tokens (the longest row's), `V` vocabulary.
 """

@@ -54,6 +54,12 @@ def train_run(config: Config, resume: bool = False, plain: bool = False, initial
     if run.finished:
         print(f"The run {run.folder} is finished already.")
         return run
+    with _a_sentence_where_memory_ends():
+        return _train_in(run, config, plain, initial_adapter)
+
+
+def _train_in(run: Run, config: Config, plain: bool, initial_adapter: str | None) -> Run:
+    """`train_run`, once the run may be started."""
     trainer = build_trainer(config)
     fresh, base = adapter_hash(trainer.model), fingerprint(config.model.path)
     if run.exists and run.info.get("base") not in (None, base):
@@ -75,16 +81,24 @@ def train_run(config: Config, resume: bool = False, plain: bool = False, initial
                 print(f"A warning about the judge: {sentence}.", file=sys.stderr)
         run.take_back_after(start)
         run.note(status="running")
+        finished = False
         try:
             finished = _train(trainer, run, start, plain)
-        except torch.OutOfMemoryError:
-            raise UserError(
-                "The GPU's memory does not suffice even for one answer at a time; --dry-run estimates what is needed, "
-                "and less is with a sampling.max_completion_length. --resume then needs the same settings, so start "
-                "anew."
-            ) from None
-        run.note(status="finished" if finished else "interrupted")
+        finally:
+            run.note(status="finished" if finished else "interrupted")
     return run
+
+
+@contextmanager
+def _a_sentence_where_memory_ends() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(
+            "The GPU's memory does not suffice, even in the smallest portions; --dry-run estimates what is needed, and "
+            "less is with a smaller sampling.max_completion_length or train.completions_per_evaluation. --resume then "
+            "needs the same settings, so start anew."
+        ) from None
 
 
 def _train(trainer: Trainer, run: Run, start: int, plain: bool) -> bool:

@@ -56,6 +56,7 @@ max_sequence_length = 400
 max_completion_length = 8
 [optimizer]
 learning_rate = 1e-2
+warmup = 0
 [train]
 epochs = 4
 evaluations_per_epoch = 1

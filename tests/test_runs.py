@@ -1,6 +1,8 @@
 """A run's folder: what it holds, how a run goes on, and what can be wrong with it."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -41,14 +43,13 @@ def interrupted(config, after: int, monkeypatch):
     def step(trainer, n):
         record = real(trainer, n)
         if n == after:
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGINT)
         return record
 
     monkeypatch.setattr(training.Trainer, "step", step)
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may have it ignored
     run = train_run(config)
+    signal.signal(signal.SIGINT, found)
     monkeypatch.setattr(training.Trainer, "step", real)
     return run
 

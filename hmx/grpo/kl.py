@@ -8,9 +8,9 @@ def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
 
         k3 = ref/policy - 1 - log(ref/policy)
 
-    For tokens drawn from the policy its mean is the KL divergence, it is never negative, and it varies far less than
-    the plain log-ratio k1. Its *gradient*, used as a loss, is on average that of the other direction, KL(reference ||
-    policy); k1 would be no alternative, since its gradient is zero on average.
+    For tokens drawn from the policy its mean is the KL divergence, it is never negative, and while the two are close it
+    varies far less than the plain log-ratio k1. Its *gradient*, used as a loss, is on average that of the other
+    direction, KL(reference || policy); k1 would be no alternative, since its gradient is zero on average.
 
     Args:
         logprobs, ref_logprobs: [B, T] log-probabilities of the same sampled tokens.

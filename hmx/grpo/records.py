@@ -41,16 +41,16 @@ class Graded:
     rollout: Rollout
     verdicts: Sequence[Verdict]
     grades: torch.Tensor
-    """[P, G] float; meaningless where not valid."""
+    """[P, G] float64; meaningless where not valid."""
     valid: torch.Tensor
     """[P, G] bool: the judge's reply was readable."""
 
     @classmethod
     def of(cls, rollout: Rollout, verdicts: Sequence[Verdict], group_size: int) -> "Graded":
         """Put the verdicts of B = P · group_size rows in groups."""
-        grades = torch.tensor([float(verdict.grade or 0) for verdict in verdicts]).view(-1, group_size)
+        grades = torch.tensor([float(verdict.grade or 0) for verdict in verdicts], dtype=torch.float64)
         valid = torch.tensor([verdict.grade is not None for verdict in verdicts]).view(-1, group_size)
-        return cls(rollout, verdicts, grades, valid)
+        return cls(rollout, verdicts, grades.view(-1, group_size), valid)
 
     @property
     def mean(self) -> float | None:

@@ -1,5 +1,7 @@
 """When things happen: the number of steps, the evaluations among them, and the learning rate."""
 
+import math
+
 from hmx.config import Config
 
 
@@ -20,10 +22,14 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float, schedule: s
     """The learning rate of step 1 … `steps`: a linear rise over the first `warmup` of them, then constant or a linear
     fall to 0.
 
+    As in transformers the rise begins at 0, so the first step moves nothing, and it takes a whole number of steps,
+    rounded up. Unlike there a step that is skipped for its gradient uses its learning rate up: it is a function of the
+    step alone, and a run that goes on needs no state.
+
     >>> [round(learning_rate(step, 10, 1.0, 0.2, "linear"), 3) for step in (1, 2, 3, 6, 10)]
     [0.0, 0.5, 1.0, 0.625, 0.125]
     """
-    done, rise = step - 1, int(warmup * steps)
+    done, rise = step - 1, math.ceil(round(warmup * steps, 9))  # 0.07 · 100 is 7.000000000000001
     if done < rise:
         return peak * done / rise
     return peak if schedule == "constant" else peak * (steps - done) / (steps - rise)

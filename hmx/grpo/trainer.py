@@ -6,6 +6,7 @@ Forward and reverse differ in one sign. Where the paper is silent (the KL term, 
 a grade that can't be read) the config says what is done and why.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -67,7 +68,7 @@ class Trainer:
         self.checkpointing = False
         if checkpointing:
             self._checkpoint()
-        self._sampled = Portions("sampling answers")
+        self._sampled = Portions("answering questions")
         self._require_room_for_answers()
 
     def step(self, n: int) -> Record:
@@ -85,7 +86,7 @@ class Trainer:
         clock.lap("judging")
 
         # … each grade is compared with its group's, the other way round in reverse training …
-        advantages = group_advantages(self.sign * graded.grades, graded.valid)  # [P, G]
+        advantages = group_advantages(self.sign * graded.grades, graded.valid).float()  # [P, G]
 
         # … and the adapter moves toward the answers with positive advantage.
         trained = self._within_memory(lambda: self._train(rollout, advantages.flatten().to(self.model.device), n))
@@ -100,12 +101,12 @@ class Trainer:
     def _train(self, rollout: Rollout, advantages: torch.Tensor, n: int) -> Trained:
         """Accumulate the gradient over the rollout's micro-batches and step, `updates_per_rollout` times over."""
         grpo, mask = self.config.grpo, rollout.completions.mask
-        denominators = row_denominators(  # [B], of the whole step: how it is split changes no gradient
-            mask, grpo.completions_per_prompt, grpo.aggregation, self.config.completion_limit(0)
-        )
+        longest = self.config.completion_limit(0)  # no answer can be longer than one to an empty prompt
+        # [B], of the whole step: how it is split changes no gradient.
+        denominators = row_denominators(mask, grpo.completions_per_prompt, grpo.aggregation, longest)
         batches = rollout.batches(self.microbatch)
         reference: dict[int, torch.Tensor] = {}  # log-probabilities under the base model, by micro-batch
-        old: dict[int, torch.Tensor] = {}  # … under the policy that sampled; until something moved, that is the policy
+        old: dict[int, torch.Tensor] = {}  # … under the policy that sampled, which in the first pass is the policy
         token_kl = torch.zeros(mask.shape, device=mask.device)  # [B, T]
         updates = []
 
@@ -116,7 +117,7 @@ class Trainer:
                     if i not in reference:
                         with bypass(self.model), torch.no_grad():
                             reference[i] = self._logprobs(batch)
-                    logprobs = self._logprobs(batch)  # [b, T]
+                    logprobs = self._logprobs(batch)  # [b, T], the b rows of the micro-batch
                     loss = grpo_loss(
                         logprobs,
                         old.get(i),
@@ -134,6 +135,11 @@ class Trainer:
                     if i not in old:
                         old[i] = logprobs.detach()
                         token_kl[rows, : batch.completion_length] = loss.token_kl
+                if not math.isfinite(total):  # with FP16 no smaller loss scale would help, it is the forward pass
+                    raise UserError(
+                        f"The loss of step {n} is not a finite number; try --set model.precision=bf16 or fp32, or a "
+                        "lower optimizer.learning_rate."
+                    )
                 updates.append(self.optimizer.step(self.learning_rate(n)))
         return Trained(float(total), float(clipped), token_kl, updates)
 
@@ -144,15 +150,20 @@ class Trainer:
         questions = [question.text for question in self.questions.held_out]
         rollout = self._answers(questions, repeats, stream(seed, "eval", 2 * index))
         verdicts = self.judge.grade(rollout.questions, rollout.answers, stream(seed, "eval", 2 * index + 1))
-        token_kl = torch.zeros(rollout.completions.mask.shape, device=self.model.device)  # [B, T]
-        with torch.no_grad():
-            for rows, batch in rollout.batches(self.microbatch):
-                with bypass(self.model):
-                    reference = self._logprobs(batch)
-                token_kl[rows, : batch.completion_length] = kl_k3(self._logprobs(batch), reference)
+        token_kl = self._within_memory(lambda: self._token_kl(rollout))
         record = evaluation_record(n, Graded.of(rollout, verdicts, repeats), token_kl, self.examine)
         record.metrics.update(epoch=self.epoch(n), **clock.seconds())
         return record
+
+    @torch.no_grad()
+    def _token_kl(self, rollout: Rollout) -> torch.Tensor:
+        """[B, T]: k3 of each sampled token."""
+        token_kl = torch.zeros(rollout.completions.mask.shape, device=self.model.device)
+        for rows, batch in rollout.batches(self.microbatch):
+            with bypass(self.model):
+                reference = self._logprobs(batch)
+            token_kl[rows, : batch.completion_length] = kl_k3(self._logprobs(batch), reference)
+        return token_kl
 
     def questions_of(self, n: int) -> list[str]:
         """The questions of the n-th step. Each epoch is a new order of all; a step may reach over into the next."""
@@ -216,18 +227,20 @@ class Trainer:
         model = self.model  # transformers renames the method after 5.17
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+        model.disable_input_require_grads()  # a hook that only the reentrant kind needs; hmx.decoder refuses hooks
         self.checkpointing = True
 
     @contextmanager
     def _training_mode(self, n: int) -> Iterator[None]:
         """LoRA's dropout and gradient checkpointing look at the mode, on the way forward and on the way back."""
+        found = self.model.training
         if self.config.lora.dropout > 0:  # nn.Dropout can only draw from the global generator
             torch.manual_seed(stream(self.config.run.seed, "dropout", n).initial_seed())
         self.model.train()
         try:
             yield
         finally:
-            self.model.eval()
+            self.model.train(found)
 
     def _require_room_for_answers(self) -> None:
         for question in (*self.questions.train, *self.questions.held_out):

@@ -61,7 +61,7 @@ class SelfJudge:
         self.lines = GradeLines.of(tokenizer) if expected else None
         self.end_ids, self.pad_id = end_of_turn_ids(model, tokenizer), pad_id(tokenizer)
         self._prefix: Prefix | None = None
-        self._portions = Portions("judging")
+        self._portions = Portions("judging answers")
 
     @classmethod
     def of(cls, settings: JudgeConfig, rubric: Rubric, model, tokenizer) -> "SelfJudge":
