@@ -24,10 +24,13 @@ def curves_table(pair: Pair, width: int = 160) -> str:
         "KL": "eval_kl",
         "truth": "eval_truth",
         "garbled": "eval_garbled",
+        "distinct": "eval_distinct",
+        "repeats": "eval_repetition",
+        "tokens": "eval_completion_tokens",
     }
-    if width >= 145:
-        columns |= {"distinct": "eval_distinct", "repeats": "eval_repetition", "tokens": "eval_completion_tokens"}
     columns = {label: key for label, key in columns.items() if any(key in record for record in forward.values())}
+    room = (width - 12 - 2 * 3) // (2 * 9)  # beside epoch and step, and the marks
+    columns = dict(list(columns.items())[: max(room, 2)])
     side = "".join(f"{label:>9}" for label in columns)
     lines = [f"{'':12}{'forward':^{len(side)}}   {'reverse':^{len(side)}}", f"{'epoch':>6}{'step':>6}{side}   {side}"]
     marks = pair.shown if pair.selection else (None, None)

@@ -119,14 +119,14 @@ def carry_out(
         return replace(campaign, problems=tuple(problems))
     bar = tqdm(
         total=sum(job.benchmark.cost for job in to_do),
-        bar_format="{percentage:3.0f} % |{bar}| {elapsed}, {remaining} left  {postfix}",
+        bar_format="{percentage:3.0f} % |{bar:12}| {elapsed}, {remaining} left  {desc}",
         dynamic_ncols=True,
         disable=True if plain else None,
     )
     with bar:
         for number, (job, subject) in enumerate(_subjects(to_do, problems), 1):
             name = f"{job.checkpoint.title}: {job.benchmark.title}"
-            bar.set_postfix_str(name)
+            bar.set_description_str(f"{job.benchmark.name}, {job.checkpoint.title}")
             begun, start = time.monotonic(), bar.n
             if subject is not None:
 

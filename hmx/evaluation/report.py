@@ -1,6 +1,7 @@
 """What `evaluate.py` shows and writes: what was found, curves, answers, tables."""
 
 import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def found(models: Sequence[Model]) -> str:
         said.append(f"{model.name} ({model.config.model.path}): {count} seed{'s' * (count > 1)} in both directions")
         for pair in model.pairs:
             exception = "  ← the exception" if pair.selection and pair.selection.further_than_forward else ""
-            said.append(f"  seed {pair.seed}: {pair.why}{exception}")
+            said.append(_wrapped(f"  seed {pair.seed}: {pair.why}{exception}", indent=4))
     return "\n".join(said)
 
 
@@ -68,16 +69,20 @@ def write_report(campaign: Campaign, models: Sequence[Model], limit: int | None,
 
 def _fitting(shown: Sequence[Line]) -> list[str]:
     """The tables for a terminal: those of each model alone where all of them would be too wide."""
-    texts = [table.text() for table in tables(shown)]
+    texts = [table.text(_width()) for table in tables(shown)]
     models = list(dict.fromkeys(line.model for line in shown))
-    widest = max(len(row) for text in texts for row in text.splitlines() if row.startswith("-"))
+    widest = max(len(row) for text in texts for row in text.splitlines())
     if len(models) == 1 or widest <= _width():
         return texts
-    return [table.text() for model in models for table in tables([line for line in shown if line.model == model])]
+    return [part for model in models for part in _fitting([line for line in shown if line.model == model])]
 
 
 def _width() -> int:
     return shutil.get_terminal_size((160, 40)).columns
+
+
+def _wrapped(text: str, indent: int = 0) -> str:
+    return textwrap.fill(text, _width(), subsequent_indent=" " * indent)
 
 
 def _shown(model: Model) -> str:
@@ -85,4 +90,4 @@ def _shown(model: Model) -> str:
     pair: Pair = next((one for one in model.pairs if one.selection), model.pairs[0])
     title = f"{model.name}, seed {pair.seed}"
     curves, answers = curves_table(pair, _width()), answers_text(pair, min(_width(), 120))
-    return f"{title}\n{'=' * len(title)}\n\n{curves}\n\n{pair.why}\n\n{answers}".rstrip()
+    return f"{title}\n{'=' * len(title)}\n\n{curves}\n\n{_wrapped(pair.why)}\n\n{answers}".rstrip()

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -75,25 +76,28 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
 
-    def text(self) -> str:
-        """For a terminal, in columns."""
-        cells = list(zip(*(_aligned(column) for column in zip(self.header, *self.rows, strict=True)), strict=True))
-        widths = [max(len(row[i]) for row in cells) for i in range(len(self.header))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i < 2 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in cells
-        ]
-        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-        return "\n".join([self.title, rule, lines[0], rule, *lines[1:], rule, *self.notes])
+    def text(self, width: int) -> str:
+        """For a terminal of `width` characters, in columns. Where they don't fit, each task has a line of its own and
+        its metrics stand below it.
+        """
+        cells = [self.header, *self.rows]
+        lines = _columns(cells, flush_left=2)
+        if max(map(len, lines)) > width:
+            below = _columns([(f"  {metric}", *values) for _, metric, *values in cells], flush_left=1)
+            tasks = [row[0] for row in cells]
+            lines = [
+                line if task in ("", before) else f"{task}\n{line}"
+                for before, task, line in zip([None, *tasks], tasks, below, strict=False)
+            ]
+        rule = "-" * max(map(len, "\n".join(lines).splitlines()))
+        title, *notes = (textwrap.fill(text, width) for text in (self.title, *self.notes))
+        return "\n".join([title, rule, lines[0], rule, *lines[1:], rule, *notes])
 
     def markdown(self) -> str:
         """As a Markdown table."""
         rows = [self.header, ("---", "---", *["---:"] * (len(self.header) - 2)), *self.rows]
         lines = ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
-        return "\n".join([f"## {self.title}", "", *lines, *(f"\n{note}" for note in self.notes)])
+        return "\n".join([f"## {self.title}", "", *lines, *(f"\n{_escaped(note)}" for note in self.notes)])
 
 
 def tables(lines: Sequence[Line]) -> list[Table]:
@@ -159,6 +163,7 @@ def _cell(line: Line | None, kind: str) -> str:
 
 def _behind(lines: Sequence[Line]) -> Table:
     """Table 4 once more, a line each, with what the paper does not print."""
+    models = list(dict.fromkeys(line.model for line in lines))
     header = ("Tasks", "Metric", "model", "difference", "95 % interval", "same sign", "better is")
     rows = []
     for line in lines:
@@ -170,7 +175,11 @@ def _behind(lines: Sequence[Line]) -> Table:
     notes = (
         "Interval of the paired t-test over seeds; same sign: how many seeds differ in the direction of the mean.",
     )
-    return Table("Behind Table 4" + _limited(lines), header, tuple(rows), notes)
+    title = "Behind Table 4"
+    if len(models) == 1:
+        title += f": {models[0]}"
+        header, *rows = (row[:2] + row[3:] for row in (header, *rows))
+    return Table(title + _limited(lines), header, tuple(rows), notes)
 
 
 def _notes(lines: Sequence[Line], kind: str) -> list[str]:
@@ -210,6 +219,16 @@ def _taken(lines: Sequence[Line]) -> list[str]:
         by = ", ".join(f"threshold {threshold:g}, rule {rule}" for threshold, rule in sorted(rules))
         said.append(f"Steps of {model}, forward and reverse ({by}): {steps}.")
     return said
+
+
+def _columns(rows: Sequence[Sequence[str]], flush_left: int) -> list[str]:
+    """Each row as a line, its first cells flush left and the others flush right."""
+    columns = [_aligned(column) for column in zip(*rows, strict=True)]
+    padded = [
+        [f"{cell:{'<' if i < flush_left else '>'}{max(map(len, column))}}" for cell in column]
+        for i, column in enumerate(columns)
+    ]
+    return ["  ".join(row).rstrip() for row in zip(*padded, strict=True)]
 
 
 def _aligned(column: Sequence[str]) -> list[str]:

@@ -53,8 +53,11 @@ def test_a_narrow_terminal_gets_the_columns_that_matter_most(tmp_path):
     make_run(tmp_path, "forward")
     make_run(tmp_path, "reverse")
     for path in tmp_path.glob("runs/mine/*/metrics.jsonl"):
-        path.write_text(path.read_text().replace("}", ', "eval_distinct": 1.0, "eval_truth": 3.0}'))
+        path.write_text(
+            path.read_text().replace("}", ', "eval_distinct": 1.0, "eval_truth": 3.0, "eval_garbled": 0.5}')
+        )
     pair = only_pair(tmp_path)
-    assert "distinct" in curves_table(pair) and "truth" in curves_table(pair, 100)
-    assert "distinct" not in curves_table(pair, 100)
-    assert max(map(len, curves_table(pair, 100).splitlines())) <= 100
+    assert "distinct" in curves_table(pair) and "truth" in curves_table(pair, 80)
+    assert "distinct" not in curves_table(pair, 80) and "KL" in curves_table(pair, 20)
+    for width in range(60, 130):
+        assert max(map(len, curves_table(pair, width).splitlines())) <= width

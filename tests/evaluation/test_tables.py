@@ -31,16 +31,17 @@ def test_the_three_tables_in_the_papers_shape():
     assert cells(five) == [["Facts", "prompt_level_strict_acc", "51.00±1.41%"], ["EQ-Bench", "eqbench", "-1.50±0.71"]]
     assert cells(six)[0][2] == "48.50±0.71%"
     assert cells(four) == [["Facts", "prompt_level_strict_acc", "2.50±2.12%"], ["EQ-Bench", "eqbench", "0.50±0.00"]]
-    assert "does not hold 0" not in four.text()
-    assert "Steps of tiny, forward and reverse (threshold 7.5, rule paper): seed 0: 90 and 45" in four.text()
-    assert "seed 1: 91 and 45 (the exception)" in four.text() and "Steps of" not in five.text()
-    assert cells(behind)[0] == ["Facts", ACCURACY.key, "tiny", "2.50±2.12%", "[-16.56, 21.56]%", "2 of 2", "higher"]
+    assert "does not hold 0" not in four.text(160)
+    assert "Steps of tiny, forward and reverse (threshold 7.5, rule paper): seed 0: 90 and 45" in four.text(160)
+    assert "seed 1: 91 and 45 (the exception)" in four.text(160) and "Steps of" not in five.text(160)
+    assert behind.title == "Behind Table 4: tiny"
+    assert cells(behind)[0] == ["Facts", ACCURACY.key, "2.50±2.12%", "[-16.56, 21.56]%", "2 of 2", "higher"]
 
 
 def test_a_single_seed_has_a_difference_and_no_spread():
     four, *_, behind = tables([line(forward=(50.0,), reverse=(49.0,))])
-    assert cells(four)[0][2] == "1.00%" and "single seed" in four.text()
-    assert cells(behind)[0][4:6] == ["–", "1 of 1"]
+    assert cells(four)[0][2] == "1.00%" and "single seed" in four.text(160)
+    assert cells(behind)[0][3:5] == ["–", "1 of 1"]
 
 
 def test_a_task_with_two_metrics_is_named_once_and_gaps_are_dashes():
@@ -59,7 +60,7 @@ def test_the_papers_figures_stand_beside_ours_for_its_models_and_full_benchmarks
     four, five, six, _ = tables([ours, line(task="IFEval")])
     assert four.header == ("Tasks", "Metric", "qwen3-0.6b", "paper", "tiny")
     assert [cells(table)[0][3] for table in (four, five, six)] == ["-1.66±1.12%", "46.95±0.45%", "48.61±0.87%"]
-    assert "in every cell" in four.text()
+    assert "in every cell" in four.text(160)
     (part, *_) = tables([line(model="qwen3-0.6b", path="Qwen/Qwen3-0.6B", task="IFEval", limit=20)])
     assert "paper" not in part.header and "the first 20 rows of each task: not the full benchmark" in part.title
 
@@ -71,15 +72,37 @@ def test_the_untouched_model_gets_a_table_of_its_own():
 
 def test_text_is_aligned_and_markdown_is_a_table():
     four = tables([line(), line(task="A much longer name", metric=POINTS)])[0]
-    rows = four.text().splitlines()[4:6]
+    rows = four.text(160).splitlines()[4:6]
     assert rows[0].index("prompt") == rows[1].index("eqbench")
     body = [row for row in four.markdown().splitlines() if row.startswith("|")]
     assert len(body) == 4 and {row.count("|") for row in body} == {4}
     marked = tables([line(forward=(5.0, 5.1), reverse=(4.0, 4.0)), line(task="EQ-Bench", metric=POINTS)])[0]
-    assert "1.05±0.07%\\*" in marked.markdown() and "does not hold 0" in marked.text()
-    one, other = marked.text().splitlines()[4:6]
+    assert "1.05±0.07%\\*" in marked.markdown() and "\n\n\\* the 95 % interval" in marked.markdown()
+    assert "does not hold 0" in marked.text(160)
+    one, other = marked.text(160).splitlines()[4:6]
     assert one.index("±") == other.index("±"), "decimals stand below each other"
     assert "a\\|b &lt;i>" in tables([line(model="a|b <i>")])[0].markdown()
+
+
+def test_a_narrow_terminal_has_each_task_above_its_metrics_and_its_notes_wrapped():
+    amb, disamb, row = Metric("accuracy_amb"), Metric("accuracy_disamb"), {"task": "BBQ, which has a long name"}
+    seeds = tuple(map(float, range(8)))
+    many = {"forward": seeds, "reverse": seeds[::-1], "limit": 20}
+    four, *_, behind = tables([line(metric=amb, **row, **many), line(metric=disamb, **row, **many), line(**many)])
+    for table, width in ((four, 50), (four, 200), (behind, 80)):
+        assert max(map(len, table.text(width).splitlines())) <= width
+    assert four.text(50).splitlines()[4:13] == [
+        "Tasks",
+        "  Metric                         tiny",
+        "-" * 37,
+        "BBQ, which has a long name",
+        "  accuracy_amb             0.00±4.90%",
+        "  accuracy_disamb          0.00±4.90%",
+        "Facts",
+        "  prompt_level_strict_acc  0.00±4.90%",
+        "-" * 37,
+    ]
+    assert "seed 7: 97 and 45." in " ".join(four.text(50).split())
 
 
 def test_csv_and_json_hold_every_number_unrounded():
