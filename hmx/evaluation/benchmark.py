@@ -78,6 +78,8 @@ class Subject:
     """Prompt and completion together, in tokens."""
     tokens_at_once: int = 32768
     """How many places of the KV cache a batch may take: what is left of the memory decides."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """By a benchmark's name what it keeps for the next checkpoint of the same base model: its questions."""
 
     def reply(
         self,

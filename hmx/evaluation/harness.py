@@ -34,6 +34,7 @@ from hmx.evaluation.harness_contexts import (
     offline_if_unreachable,
     quiet,
     rows_from,
+    rows_kept,
     squad_scored_here,
 )
 
@@ -139,7 +140,8 @@ class HarnessBenchmark:
             contexts.enter_context(rows_from(self.rows, self.tasks) if self.rows else offline_if_unreachable())
             if "nltk" in self.packages:
                 contexts.enter_context(no_nltk_downloads())
-            loaded = self._load(subject)
+            with lm_eval_seeds():  # of its own: rows that were kept change nothing of what is drawn later
+                loaded = self._load(subject)
             if self.squad:
                 contexts.enter_context(squad_scored_here())
             tasks = loaded["tasks"].values()
@@ -179,8 +181,10 @@ class HarnessBenchmark:
         import lm_eval.tasks
         from datasets.exceptions import DatasetsError
 
-        # A module of RULER's draws from a generator of its own, which would go on where the last run left it.
-        sys.modules.pop("lm_eval.tasks.ruler.cwe_utils", None)
+        kept = subject.kept.setdefault(self.name, {})
+        if not kept:
+            # A module of RULER's draws from a generator of its own, which would go on where the last model left it.
+            sys.modules.pop("lm_eval.tasks.ruler.cwe_utils", None)
         root = Path(lm_eval.tasks.__file__).parent
         with tempfile.TemporaryDirectory() as folder:
             metadata = {}
@@ -197,7 +201,8 @@ class HarnessBenchmark:
                 manager = lm_eval.tasks.TaskManager(
                     include_defaults=False, include_path=[root / one for one in self.folders], metadata=metadata
                 )
-                loaded = manager.load(self.tasks)
+                with rows_kept(kept):
+                    loaded = manager.load(self.tasks)
             except (OSError, ValueError, DatasetsError) as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise UserError(f"The questions of {self.title} could not be had: {reason}") from error

@@ -45,6 +45,29 @@ def rows_from(files: Mapping[str, str], tasks: list[str]) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def rows_kept(kept: dict[str, Any]) -> Iterator[None]:
+    """Within this context tasks of lm-eval that are loaded take their rows from `kept`; the first time they fetch or
+    make them, and leave them there. All or none, since RULER's tasks draw theirs one after the other: some that are
+    kept would change the others.
+    """
+    from lm_eval.api.task import ConfigurableTask
+
+    fetch, fetched = ConfigurableTask.download, {}
+
+    def download(task, *args, **kwargs):
+        name = task.config.task or type(task).__name__
+        if not kept:
+            fetch(task, *args, **kwargs)
+            fetched[name] = task.dataset
+        else:
+            task.dataset = kept[name]
+
+    with mock.patch.object(ConfigurableTask, "download", download):
+        yield
+    kept.update(fetched)
+
+
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")

@@ -17,10 +17,12 @@ import socket
 import sys
 from pathlib import Path
 
+import datasets
 import nltk
 import numpy as np
 import pytest
 import torch
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 
 from hmx import models as hmx_models
@@ -324,7 +326,7 @@ def test_ruler_makes_questions_to_a_length_in_the_models_own_tokens(subject, mon
     assert 3000 < longest <= 4096 - 128
     random.seed(5), np.random.seed(5)
     again = scripted(monkeypatch)
-    ruler_task("niah_multikey_2").run(subject, 3, lambda share: None)
+    ruler_task("niah_multikey_2").run(dataclasses.replace(subject, kept={}), 3, lambda share: None)
     assert [one.args for one in again] == [one.args for one in seen]
 
 
@@ -333,9 +335,35 @@ def test_ruler_is_the_same_at_every_run_of_a_process(subject, monkeypatch):
     texts = []
     for _ in range(2):  # this task keeps a generator of its own
         with harness_contexts.lm_eval_seeds(), harness_contexts.quiet(), harness_contexts.no_nltk_downloads():
-            loaded = ruler_task("ruler_cwe")._load(subject)
+            loaded = ruler_task("ruler_cwe")._load(dataclasses.replace(subject, kept={}))
         texts.append(loaded["tasks"]["ruler_cwe"].dataset["test"]["input_example"][:3])
     assert texts[0] == texts[1]
+
+
+def test_questions_are_fetched_once_for_all_checkpoints_of_a_model_all_of_them_or_none(subject, monkeypatch):
+    fetched = []
+
+    def download(task, *args, **kwargs):
+        fetched.append((task.config.task, random.random()))
+        if broken and len(fetched) % 2 == 0:
+            raise ConnectionError("no network")
+        rows = datasets.Dataset.from_list(rows_of("acp_bool" if task.config.task.endswith("bool") else "acp_mcq"))
+        task.dataset = dict.fromkeys(("validation", "test"), rows)
+
+    monkeypatch.setattr(ConfigurableTask, "download", download)
+    acpbench = BENCHMARKS["acpbench"]
+    broken = True
+    for _ in range(2):
+        with pytest.raises(UserError, match="could not be had: no network"):
+            acpbench.run(subject, None, lambda share: None)
+    assert fetched[:2] == fetched[2:], "the same tasks and the same random numbers once more"
+    broken = False
+    seen = scripted(monkeypatch)
+    outcomes = [acpbench.run(subject, 1, lambda share: None) for _ in range(2)]
+    assert len(fetched) == 4 + 14 and fetched[4:6] == fetched[:2]
+    assert outcomes[0] == outcomes[1] and [one.args for one in seen[:14]] == [one.args for one in seen[14:]]
+    acpbench.run(dataclasses.replace(subject, kept={}), 1, lambda share: None)
+    assert len(fetched) == 4 + 14 + 14, "another model makes its own"
 
 
 def test_ruler_refuses_a_vocabulary_with_which_it_would_never_end(subject):
