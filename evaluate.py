@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"--threshold must lie from 0 to 10, not {given.threshold}.")
         if given.out:
             _require_folder(given.out)
-        chosen = suite_named(given.suite) if given.suite else None
+        chosen = None if given.suite is None else suite_named(given.suite)
         models, odd = find_models(given.runs, given.threshold, given.rule)
         print(found(models), end="\n\n", flush=True)
         suites = [chosen or suite_of(model.config) for model in models]

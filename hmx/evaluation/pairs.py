@@ -92,10 +92,12 @@ def find_models(
         if pairs:
             models.append(Model(place.name, pairs[0].forward.config, tuple(pairs)))
     if not models:
-        why = "".join(f" ({one})" for one in odd)
+        if not Path(folder).is_dir() and Path(folder) != Path("runs"):
+            raise UserError(f"There is no folder {folder}; name one in which train.py has put runs, such as runs.")
         raise UserError(
-            f"There is no seed in {folder} that has been trained in both directions{why}; run python train.py "
-            "--config configs/tiny.toml --study, or --direction forward and then --direction reverse."
+            " ".join([f"There is no seed in {folder} that has been trained in both directions yet.", *odd])
+            + " Run python train.py --config configs/tiny.toml --study, or --direction forward and then --direction "
+            "reverse."
         )
     return models, odd
 

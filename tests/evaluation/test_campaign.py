@@ -351,6 +351,7 @@ def test_what_is_left_out_is_told_before_the_work_begins(runs, monkeypatch, caps
         (["--threshold", "nan"], "--threshold must lie from 0 to 10"),
         (["--suite", "nonsense"], "There is no benchmark 'nonsense'; there are paper, mini, ifeval"),
         (["--suite", ","], "--suite names no benchmark"),
+        (["--suite", ""], "--suite names no benchmark"),
         (["--out", "FILE"], "Nothing can be written to --out"),
         (["--runs", "MINE"], "holds the runs of one config; name the folder above it"),
     ],

@@ -9,7 +9,7 @@ from tests.evaluation.made_runs import make_run, only_pair
 
 def test_a_seed_counts_once_it_was_trained_in_both_directions(tmp_path):
     make_run(tmp_path, "forward")
-    with pytest.raises(UserError, match="forward-seed0 has no counterpart reverse-seed0"):
+    with pytest.raises(UserError, match="yet. .*forward-seed0 has no counterpart reverse-seed0, .* too. Run python"):
         find_models(tmp_path / "runs")
     make_run(tmp_path, "reverse")
     pair = only_pair(tmp_path)
@@ -18,9 +18,14 @@ def test_a_seed_counts_once_it_was_trained_in_both_directions(tmp_path):
     assert pair.selection.further_than_forward
 
 
-def test_no_runs_at_all_tell_what_to_run_first(tmp_path):
-    with pytest.raises(UserError, match="run python train.py --config configs/tiny.toml --study"):
+def test_no_runs_at_all_tell_what_to_run_first(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="yet. Run python train.py --config configs/tiny.toml --study"):
         find_models(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no seed in runs that .* yet. Run python train.py"):
+        find_models("runs")
+    with pytest.raises(UserError, match="There is no folder .*rnus; name one"):
+        find_models(tmp_path / "rnus")
 
 
 def test_runs_from_different_adapters_are_not_compared(tmp_path):
