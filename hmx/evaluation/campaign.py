@@ -75,7 +75,7 @@ def plan(models: Sequence[Model], suites: Sequence[Sequence[Benchmark]], limit: 
             for benchmark in suite:
                 job = Job(model, checkpoint, benchmark)
                 try:
-                    checkpoint.fingerprint()
+                    _ = checkpoint.fingerprint
                     found = read_result(checkpoint, benchmark, limit)
                 except UserError as error:
                     if str(error) not in problems:

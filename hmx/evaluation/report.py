@@ -27,7 +27,10 @@ def found(models: Sequence[Model]) -> str:
 def progress(campaign: Campaign) -> str:
     """How much of the campaign is done, in a line."""
     if not campaign.jobs:
-        return "No checkpoint was selected, or none can be evaluated, so there is nothing to put benchmarks to."
+        return (
+            "No checkpoint was selected, or none can be evaluated, so there is nothing to put benchmarks to; train "
+            "longer, or select by another --threshold."
+        )
     done, total = len(campaign.results), len(campaign.jobs)
     checkpoints = len({job.checkpoint for job in campaign.jobs})
     benchmarks = len({job.benchmark.name for job in campaign.jobs})
@@ -63,7 +66,7 @@ def write_report(campaign: Campaign, models: Sequence[Model], limit: int | None,
         files.append(f"Tables: {place}/{stem}.md, .csv, .json")
         parts += _fitting(shown)
     else:
-        parts.append("There are no tables yet: no seed has benchmark results in both directions (python evaluate.py).")
+        parts.append("There are no tables yet: no seed has benchmark results in both directions.")
     return "\n\n".join([*parts, "\n".join(files)])
 
 

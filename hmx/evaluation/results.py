@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from hmx.config import ModelConfig
 from hmx.errors import UserError
@@ -20,12 +21,6 @@ from hmx.runs import Run
 
 FORMAT = 1
 _PACKAGES = ("torch", "transformers", "lm_eval")
-
-
-@functools.cache
-def _sha256(path: Path, changed: int) -> str:
-    """Of a file as it was at its last change: asked for every benchmark, computed once."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -50,16 +45,19 @@ class Checkpoint:
         place = run.folder / "results" / f"step-{step}"
         return cls(place, title, run.checkpoint(step), base, config.seed, config.direction)
 
+    @functools.cached_property
     def fingerprint(self) -> str | None:
-        """SHA-256 of the adapter's weights, None for the base. A `UserError` if there are none."""
+        """SHA-256 of the adapter's weights, None for the base. A `UserError` if there are none, or they are damaged."""
         if self.adapter is None:
             return None
-        weights = self.adapter / "adapter_model.safetensors"
+        path = self.adapter / "adapter_model.safetensors"
         try:
-            return _sha256(weights, weights.stat().st_mtime_ns)
-        except OSError as error:
+            with safe_open(path, framework="pt"), open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise UserError(
-                f"The checkpoint {self.adapter} can't be read ({error.strerror}); its run has to be trained anew."
+                f"The checkpoint {self.adapter} can't be read ({reason}); its run has to be trained anew."
             ) from None
 
 
@@ -114,7 +112,7 @@ class Result:
             model=model.path,
             settings=settings,
             base=checkpoint.base,
-            adapter=checkpoint.fingerprint(),
+            adapter=checkpoint.fingerprint,
             questions=benchmark.questions(),
             seconds=round(seconds, 1),
             versions=versions,
@@ -155,7 +153,7 @@ def read_result(checkpoint: Checkpoint, benchmark: Benchmark, limit: int | None)
         )
     for what, found, now in (
         ("benchmark or limit", (result.benchmark, result.limit), (benchmark.name, limit)),
-        ("adapter", result.adapter, checkpoint.fingerprint()),
+        ("adapter", result.adapter, checkpoint.fingerprint),
         ("base model", result.base, checkpoint.base or result.base),
         ("set of questions", result.questions, benchmark.questions()),
     ):

@@ -185,9 +185,7 @@ def _behind(lines: Sequence[Line]) -> Table:
 def _notes(lines: Sequence[Line], kind: str) -> list[str]:
     if kind == "base":
         return []
-    seeds = sorted({(line.model, len(line.seeds)) for line in lines})
-    counts = ", ".join(f"{model}: {count} seed{'s' * (count > 1)}" for model, count in seeds)
-    said = [f"Mean ± standard deviation (ddof = 1) over seeds ({counts})."]
+    said = [f"Mean ± standard deviation (ddof = 1) over seeds ({'; '.join(_counts(lines))})."]
     if kind == "difference":
         said += _taken(lines)
     if kind == "difference" and any(line.difference.excludes_zero for line in lines):
@@ -207,10 +205,23 @@ def _notes(lines: Sequence[Line], kind: str) -> list[str]:
     return said
 
 
+def _counts(lines: Sequence[Line]) -> list[str]:
+    """How many seeds each model has, and on which tasks it has fewer."""
+    said = []
+    for model in sorted({line.model for line in lines}):
+        counts = {line.task: len(line.seeds) for line in lines if line.model == model}
+        most = max(counts.values())
+        fewer = "".join(f", {count} on {task}" for task, count in counts.items() if count < most)
+        said.append(f"{model}: {most} seed{'s' * (most > 1)}{fewer}")
+    return said
+
+
 def _taken(lines: Sequence[Line]) -> list[str]:
     """Which checkpoints were compared, a sentence a model."""
     said = []
-    for model, chosen in {line.model: line.checkpoints for line in lines}.items():
+    for model in dict.fromkeys(line.model for line in lines):
+        of_seed = {one.seed: one for line in lines if line.model == model for one in line.checkpoints}
+        chosen = [of_seed[seed] for seed in sorted(of_seed)]
         steps = ", ".join(
             f"seed {one.seed}: {one.forward} and {one.reverse}{' (the exception)' if one.exception else ''}"
             for one in chosen

@@ -1,6 +1,8 @@
 """What is evaluated, what is not done twice, what goes wrong without stopping the rest."""
 
+import hashlib
 import json
+import shutil
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -162,7 +164,7 @@ def test_a_benchmark_that_fails_is_told_and_stops_nothing_else(runs):
     [
         (
             lambda folder: (folder / "checkpoints/step-10/adapter_model.safetensors").write_bytes(b"no"),
-            "not a readable",
+            "has to be trained anew",
         ),
         (lambda folder: (folder / "checkpoints/step-10/adapter_model.safetensors").unlink(), "has to be trained anew"),
         (lambda folder: (folder / "checkpoints/step-10/adapter_config.json").write_text("{"), "not a readable"),
@@ -176,6 +178,25 @@ def test_a_damaged_adapter_is_told_once_and_the_others_are_evaluated(runs, damag
     assert says in problem and len(campaign.results) == 6
     assert len({round(weight, 3) for weight in one.runs}) == 3
     assert all(line.seeds == (0,) for line in work.lines(campaign, models, None))
+
+
+def test_results_of_an_adapter_that_is_damaged_now_are_left_out_in_one_sentence(runs):
+    evaluated(runs, Weigh(), Weigh("second", "Second"))
+    path = runs / "mine/forward-seed0/checkpoints/step-10/adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    campaign, models = evaluated(runs, Weigh(), Weigh("second", "Second"))
+    (problem,) = campaign.problems
+    assert "forward-seed0/checkpoints/step-10 can't be read" in problem and "delete" not in problem
+    assert all(line.seeds == (1,) for line in work.lines(campaign, models, None))
+
+
+def test_each_adapter_is_hashed_once(runs, monkeypatch):
+    evaluated(runs, Weigh(), Weigh("second", "Second"))
+    hashed, real = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, how: hashed.append(file.name) or real(file, how))
+    evaluated(runs, Weigh(), Weigh("second", "Second"), Weigh("third", "Third"))
+    adapters_hashed = [path for path in hashed if str(path).endswith("adapter_model.safetensors")]
+    assert len(adapters_hashed) == len(set(adapters_hashed)) == 4
 
 
 @pytest.mark.parametrize(
@@ -238,8 +259,7 @@ def test_results_of_different_versions_are_told(runs):
 def test_a_model_that_can_not_be_loaded_is_told_and_the_next_one_is_evaluated(runs, tmp_path):
     for direction in ("forward", "reverse"):
         folder = make_run(tmp_path, direction, sets=["run.name=a_gone", f"model.path={tmp_path}/gone"])
-        (folder / "checkpoints/step-10").mkdir(parents=True)
-        (folder / "checkpoints/step-10/adapter_model.safetensors").write_bytes(b"")
+        shutil.copytree(runs / "mine/forward-seed0/checkpoints", folder / "checkpoints")
     (tmp_path / "gone").mkdir()
     campaign, models = evaluated(runs, Weigh())
     assert [model.name for model in models] == ["a_gone", "mine"]

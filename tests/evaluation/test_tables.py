@@ -44,6 +44,14 @@ def test_a_single_seed_has_a_difference_and_no_spread():
     assert cells(behind)[0][3:5] == ["–", "1 of 1"]
 
 
+def test_what_only_some_seeds_have_is_told_by_its_task():
+    four = tables([line(task="BBQ", forward=(5.0, 6.0, 8.0), reverse=(1.0, 3.0, 2.0)), line(task="RULER")])[0]
+    mean, steps = four.notes[:2]
+    assert "(tiny: 3 seeds, 2 on RULER)" in mean
+    assert steps.endswith("seed 0: 90 and 45, seed 1: 91 and 45 (the exception), seed 2: 92 and 45.")
+    assert "(tiny: 2 seeds)" in tables([line(), line(task="BBQ")])[0].notes[0]
+
+
 def test_a_task_with_two_metrics_is_named_once_and_gaps_are_dashes():
     one, two = Metric("accuracy_amb"), Metric("accuracy_disamb")
     made = tables(
