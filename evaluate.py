@@ -45,10 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"--limit must be at least 1, not {given.limit}.")
         if given.threshold is not None and not 0 <= given.threshold <= 10:
             raise UserError(f"--threshold must lie from 0 to 10, not {given.threshold}.")
-        if given.out:
-            _require_folder(given.out)
         chosen = None if given.suite is None else suite_named(given.suite)
         models, odd = find_models(given.runs, given.threshold, given.rule)
+        _require_folder(given.out or Path(given.runs))
         print(found(models), end="\n\n", flush=True)
         suites = [chosen or suite_of(model.config) for model in models]
         campaign = work.plan(models, suites, given.limit, given.baseline)
@@ -58,9 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
             _list("Left out", [*odd, *campaign.problems, *(each for many in lacking.values() for each in many)])
             quiet = given.plain or not sys.stderr.isatty()
             campaign = work.carry_out(campaign, lacking, given.limit, quiet)
-        print(write_report(campaign, models, given.limit, given.out))
+        report, unreadable = write_report(campaign, models, given.limit, given.out)
+        print(report)
         _list("To know", work.remarks(campaign))
-        _list("Left out", [*odd, *campaign.problems])
+        _list("Left out", [*odd, *unreadable, *campaign.problems])
         return 1 if campaign.problems else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -79,7 +79,9 @@ def _require_folder(folder: Path) -> None:
         (folder / ".probe").touch()
         (folder / ".probe").unlink()
     except OSError as error:
-        raise UserError(f"Nothing can be written to --out {folder} ({error.strerror}).") from None
+        raise UserError(
+            f"Nothing can be written to {folder} ({error.strerror}); name another folder by --out."
+        ) from None
 
 
 def _list(title: str, sentences: list[str]) -> None:

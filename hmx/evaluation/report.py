@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from hmx.errors import UserError
 from hmx.evaluation.answers import answers_markdown, answers_text, curves_table, plot_curves
 from hmx.evaluation.campaign import Campaign, lines, remarks
 from hmx.evaluation.pairs import Model, Pair
@@ -37,23 +38,31 @@ def progress(campaign: Campaign) -> str:
     return f"Benchmarks {benchmarks}, checkpoints {checkpoints}: {done} results are there, {total - done} to do."
 
 
-def write_report(campaign: Campaign, models: Sequence[Model], limit: int | None, out: Path | None) -> str:
+def write_report(
+    campaign: Campaign, models: Sequence[Model], limit: int | None, out: Path | None
+) -> tuple[str, list[str]]:
     """Write every seed's curves and answers, and the tables; return what to print: curves and answers of one seed of
-    each model, then the tables.
+    each model, then the tables; and a sentence for each seed whose answers can't be read.
 
     Args:
         out: the folder for all files; None puts them beside the runs.
     """
-    parts, files = [], []
+    parts, files, unreadable = [], [], []
     for model in models:
         folder = (out / model.name) if out else model.folder
         folder.mkdir(parents=True, exist_ok=True)
+        readable = []
         for pair in model.pairs:
             picture, markdown = folder / f"seed{pair.seed}-curves.png", folder / f"seed{pair.seed}-answers.md"
             plot_curves(pair, picture)
-            write_text(markdown, answers_markdown(pair))
+            try:
+                write_text(markdown, answers_markdown(pair))
+                readable.append(pair)
+            except UserError as error:
+                unreadable.append(str(error))
         files += [f"Curves and answers of every seed: {folder}/seed*-curves.png, seed*-answers.md"]
-        parts.append(_shown(model))
+        if readable:
+            parts.append(_shown(model, readable))
     shown = lines(campaign, models, limit)
     if shown:
         made = tables(shown)
@@ -67,7 +76,7 @@ def write_report(campaign: Campaign, models: Sequence[Model], limit: int | None,
         parts += _fitting(shown)
     else:
         parts.append("There are no tables yet: no seed has benchmark results in both directions.")
-    return "\n\n".join([*parts, "\n".join(files)])
+    return "\n\n".join([*parts, "\n".join(files)]), unreadable
 
 
 def _fitting(shown: Sequence[Line]) -> list[str]:
@@ -88,9 +97,9 @@ def _wrapped(text: str, indent: int = 0) -> str:
     return textwrap.fill(text, _width(), subsequent_indent=" " * indent)
 
 
-def _shown(model: Model) -> str:
+def _shown(model: Model, pairs: Sequence[Pair]) -> str:
     """Curves and answers of the first seed whose checkpoints were selected, else of the first."""
-    pair: Pair = next((one for one in model.pairs if one.selection), model.pairs[0])
+    pair = next((one for one in pairs if one.selection), pairs[0])
     title = f"{model.name}, seed {pair.seed}"
     curves, answers = curves_table(pair, _width()), answers_text(pair, min(_width(), 120))
     return f"{title}\n{'=' * len(title)}\n\n{curves}\n\n{_wrapped(pair.why)}\n\n{answers}".rstrip()

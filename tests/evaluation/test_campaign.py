@@ -354,6 +354,22 @@ def test_adapters_of_different_shape_do_not_blame_each_other(runs, tmp_path):
     assert campaign.problems == () and len(campaign.results) == 4
 
 
+@pytest.mark.parametrize("damaged", [(0,), (0, 1)])
+def test_answers_that_can_not_be_read_are_told_and_the_tables_come_all_the_same(runs, monkeypatch, capsys, damaged):
+    monkeypatch.setattr(suites, "suite_of", lambda config: (Weigh(),))
+    for seed in damaged:
+        path = runs / f"mine/reverse-seed{seed}/samples.jsonl"
+        path.write_text("{\n" + path.read_text())
+    assert evaluate.main(["--runs", str(runs), "--plain"]) == 0
+    output = capsys.readouterr()
+    for seed in (0, 1):
+        told = f"reverse-seed{seed}/samples.jsonl is damaged in line 1" in output.err
+        written = (runs / f"mine/seed{seed}-answers.md").exists()
+        assert told == (seed in damaged) and written == (seed not in damaged)
+    assert "Table 4" in output.out and "(mine: 2 seeds)" in output.out
+    assert ("mine, seed 1\n" in output.out) == (damaged == (0,))
+
+
 def test_what_is_left_out_is_told_before_the_work_begins(runs, monkeypatch, capsys):
     lacking = Weigh("lacking", "Lacking", lacking=["Scales are missing; buy some."])
     monkeypatch.setattr(suites, "suite_of", lambda config: (lacking, Weigh()))
@@ -372,7 +388,7 @@ def test_what_is_left_out_is_told_before_the_work_begins(runs, monkeypatch, caps
         (["--suite", "nonsense"], "There is no benchmark 'nonsense'; there are paper, mini, ifeval"),
         (["--suite", ","], "--suite names no benchmark"),
         (["--suite", ""], "--suite names no benchmark"),
-        (["--out", "FILE"], "Nothing can be written to --out"),
+        (["--out", "FILE"], "name another folder by --out"),
         (["--runs", "MINE"], "holds the runs of one config; name the folder above it"),
     ],
 )
