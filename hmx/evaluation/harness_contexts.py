@@ -116,7 +116,7 @@ def lm_eval_seeds() -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[Any]:
     """Keeps what tasks log, print and draw off the terminal. Yields a context in which one is heard again."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "evaluate")]
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "evaluate", "transformers")]
     levels = [logger.level for logger in loggers]
     out, err = sys.stdout, sys.stderr
 

@@ -256,6 +256,18 @@ def test_results_of_different_versions_are_told(runs):
     assert work.remarks(campaign) == ["The results of mine on weigh differ in torch."]
 
 
+def test_what_happened_to_prompts_is_told(runs):
+    campaign, _ = evaluated(runs, Weigh())
+    for direction, count in (("forward", 3), ("reverse", 2)):
+        path = runs / f"mine/{direction}-seed0/results/step-10/weigh.json"
+        details = {"shortened_prompts": count, "dropped_system_turns": 0}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "details": details}))
+    campaign, _ = evaluated(runs, Weigh())
+    assert work.remarks(campaign) == [
+        "Prompts of weigh to mine: 3 were longer than the model can read and lost their beginning."
+    ]
+
+
 def test_a_model_that_can_not_be_loaded_is_told_and_the_next_one_is_evaluated(runs, tmp_path):
     for direction in ("forward", "reverse"):
         folder = make_run(tmp_path, direction, sets=["run.name=a_gone", f"model.path={tmp_path}/gone"])

@@ -451,6 +451,15 @@ def test_a_run_leaves_everything_as_it_was(subject, capsys):
     assert output.err == ""
 
 
+def test_a_prompt_that_is_too_long_is_counted_and_no_library_speaks_of_it(subject, monkeypatch, caplog):
+    monkeypatch.setattr(subject.tokenizer, "model_max_length", 8)
+    monkeypatch.setattr(subject.tokenizer, "deprecation_warnings", {})  # where it notes that it has warned
+    with caplog.at_level(logging.WARNING):
+        outcome = on_rows("toxigen").run(dataclasses.replace(subject, max_length=8), None, lambda share: None)
+    assert outcome.details["shortened_prompts"] > 0
+    assert [record for record in caplog.records if record.name.startswith("transformers")] == []
+
+
 def test_within_a_run_random_numbers_are_those_of_lm_evals_command():
     from langdetect import DetectorFactory
 
