@@ -23,8 +23,8 @@ from hmx.lora import detach, load_adapter
 from hmx.models import fingerprint, load_model
 from hmx.text import one_line
 
-_LEAST = 512
-"""Tokens: a batch that is allowed no more holds one sequence, however long."""
+_FEWEST = 512
+"""Places of the KV cache at once below which smaller batches are no help: every prompt of a benchmark runs alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +188,7 @@ def _run(benchmark: Benchmark, subject: Subject, limit: int | None, tick: Tick) 
         try:
             return benchmark.run(subject, limit, tick)
         except torch.OutOfMemoryError:
-            if subject.tokens_at_once <= _LEAST:
+            if subject.tokens_at_once <= _FEWEST:
                 raise UserError("The GPU's memory does not suffice even for one sequence at a time.") from None
             subject = replace(subject, tokens_at_once=subject.tokens_at_once // 2)
             torch.cuda.empty_cache()
@@ -285,7 +285,7 @@ def _load(model: Model) -> Subject:
     width = getattr(shapes, "head_dim", None) or shapes.hidden_size // shapes.num_attention_heads
     place = 2 * shapes.num_hidden_layers * heads * width * base.dtype.itemsize  # bytes a token
     left = torch.cuda.get_device_properties(base.device).total_memory - weights
-    return replace(subject, tokens_at_once=max(left // 2 // place, _LEAST))
+    return replace(subject, tokens_at_once=max(left // 2 // place, _FEWEST))
 
 
 def _brief(result: Result) -> str:

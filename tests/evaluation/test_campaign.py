@@ -339,6 +339,23 @@ def test_too_little_memory_is_met_with_smaller_batches(runs):
     assert seen[:3] == [32768, 16384, 8192] and campaign.problems == ()
 
 
+def test_a_long_context_is_no_reason_to_give_up_while_batches_can_be_smaller():
+    class Greedy(Weigh):
+        def run(self, subject, limit, tick):
+            self.runs.append(subject.tokens_at_once)
+            if subject.tokens_at_once > self.suffices:
+                raise torch.OutOfMemoryError("too much")
+            return Outcome({}, 1)
+
+    greedy, subject = Greedy(), Subject(None, None, max_length=131072, tokens_at_once=20000)
+    greedy.suffices = 5000
+    assert work._run(greedy, subject, None, print) and greedy.runs == [20000, 10000, 5000]
+    greedy.suffices = 0
+    with pytest.raises(UserError, match="not suffice even for one sequence"):
+        work._run(greedy, subject, None, print)
+    assert greedy.runs[-1] < 512
+
+
 def test_results_and_adapters_of_other_weights_are_not_mixed_with_those_of_these(runs, tmp_path):
     def note(**facts):
         for path in runs.glob("mine/*/run.json"):
