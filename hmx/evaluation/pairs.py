@@ -92,10 +92,11 @@ def find_models(
         if pairs:
             models.append(Model(place.name, pairs[0].forward.config, tuple(pairs)))
     if not models:
-        if not Path(folder).is_dir() and Path(folder) != Path("runs"):
-            raise UserError(f"There is no folder {folder}; name one in which train.py has put runs, such as runs.")
+        nothing = f"There is no seed in {folder} that has been trained in both directions yet."
+        if not Path(folder).is_dir():
+            nothing = f"There is no folder {folder}."
         raise UserError(
-            " ".join([f"There is no seed in {folder} that has been trained in both directions yet.", *odd])
+            " ".join([nothing, *odd])
             + " Run python train.py --config configs/tiny.toml --study, or --direction forward and then --direction "
             "reverse."
         )
