@@ -1,0 +1,250 @@
+"""What all benchmarks share: options, interleaved timing, the table, and the JSON with the machine it ran on."""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+
+import torch
+
+from bench.models import MODELS
+from hmx.config import PROJECT
+from hmx.errors import UserError
+from hmx.files import write_text
+
+RESULTS = PROJECT / "bench" / "results"
+_PACKAGES = ("torch", "transformers", "trl", "peft", "lm_eval", "accelerate")
+
+
+def parser(name: str, description: str, rounds: int, epilog: str = "") -> argparse.ArgumentParser:
+    """The options of every benchmark; `name` as in python -m bench.<name>."""
+    made = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=description, epilog=epilog)
+    made.add_argument(
+        "--model",
+        choices=MODELS,
+        default="tiny",
+        help="tiny is the embedded model; the others have random weights in their published shapes, and never end an "
+        "answer by themselves (default: tiny)",
+    )
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    made.add_argument(
+        "--precision", choices=("fp32", "fp16", "bf16"), help="of the weights; default: fp32 on a CPU, fp16 on a GPU"
+    )
+    made.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU; 0 is PyTorch's own choice")
+    made.add_argument("--rounds", type=int, default=rounds, metavar="N", help=f"how often to measure (default: {rounds})")
+    made.add_argument("--warmup", type=int, default=2, metavar="N", help="rounds before that, not counted (default: 2)")
+    made.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu counts the CPU seconds of this process: for a machine that is busy with other things, with "
+        "--threads 1. Those are no seconds that anybody waits; quote wall (default: wall)",
+    )
+    made.add_argument(
+        "--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the JSON goes (default: bench/results)"
+    )
+    return made
+
+
+def run(main: Callable[[list[str] | None], None], arguments: list[str] | None = None) -> int:
+    """Exit status of a benchmark; a user's mistake is one sentence."""
+    try:
+        main(arguments)
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def prepare(given: argparse.Namespace) -> None:
+    """Check the device, fill in the default precision, and set the threads."""
+    if given.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("This PyTorch finds no CUDA device here; use --device cpu.")
+    if given.rounds < 1 or given.warmup < 0 or given.threads < 0:
+        raise UserError("--rounds must be at least 1, --warmup and --threads at least 0.")
+    given.precision = given.precision or ("fp16" if given.device == "cuda" else "fp32")
+    if given.threads:
+        torch.set_num_threads(given.threads)
+
+
+def require(package: str) -> None:
+    """Raise `UserError` unless an optional package can be imported."""
+    if importlib.util.find_spec(package) is None:
+        extra = "eval" if package == "lm_eval" else "bench"
+        raise UserError(f"This benchmark needs {package}, which is not installed; pip install -e '.[{extra}]' does it.")
+
+
+class Timer:
+    """A clock that waits for the GPU before it is read."""
+
+    def __init__(self, device: str, clock: str = "wall"):
+        self._cuda, self._read = device == "cuda", {"wall": time.perf_counter, "cpu": time.process_time}[clock]
+
+    def now(self) -> float:
+        """Seconds since some moment."""
+        if self._cuda:
+            torch.cuda.synchronize()
+        return self._read()
+
+    def seconds(self, action: Callable[[], object]) -> float:
+        """How long `action` takes."""
+        start = self.now()
+        action()
+        return self.now() - start
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, warmup: int, timer: Timer
+) -> dict[str, list[float]]:
+    """Seconds of each contender, all of them once a round, so that what disturbs the machine disturbs all alike.
+
+    >>> order = []
+    >>> times = interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, 1, Timer("cpu"))
+    >>> "".join(order), len(times["a"]), len(times["b"])
+    ('ababab', 2, 2)
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for i in range(warmup + rounds):
+        for name, action in contenders.items():
+            taken = timer.seconds(action)
+            if i >= warmup:
+                seconds[name].append(taken)
+    return seconds
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of one contender's seconds."""
+
+    median: float
+    low: float
+    """The least."""
+    high: float
+    """The most."""
+    seconds: list[float]
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Summary":
+        return cls(median(seconds), min(seconds), max(seconds), list(seconds))
+
+    def __str__(self) -> str:
+        """
+        >>> str(Summary.of([0.1, 0.4, 0.2]))
+        '0.2000 (0.1000–0.4000)'
+        """
+        return f"{self.median:.4f} ({self.low:.4f}–{self.high:.4f})"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times longer the other takes than we do."""
+
+    of_medians: float
+    quartiles: tuple[float, float]
+    """Of the ratios of the single rounds: how far the machine's noise moves them."""
+
+    @classmethod
+    def of(cls, theirs: Sequence[float], ours: Sequence[float]) -> "Ratio":
+        """
+        >>> Ratio.of([4.0, 9.0, 8.0], [2.0, 3.0, 2.0])
+        Ratio(of_medians=4.0, quartiles=(2.0, 4.0))
+        """
+        each = [a / b for a, b in zip(theirs, ours, strict=True)]
+        low, _, high = quantiles(each, n=4) if len(each) > 1 else each * 3
+        return cls(median(theirs) / median(ours), (low, high))
+
+    def __str__(self) -> str:
+        return f"{self.of_medians:.2f}× ({self.quartiles[0]:.2f}–{self.quartiles[1]:.2f})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns as wide as they need to be: the first to the left, numbers to the right.
+
+    >>> print(table(["what", "s"], [["ours", 1.5], ["theirs", 12]]))
+    what      s
+    ours    1.5
+    theirs   12
+    """
+    cells = [[str(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for first, *others in cells:
+        rest = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *rest]).rstrip())
+    return "\n".join(lines)
+
+
+def keep(name: str, given: argparse.Namespace, measured: dict, variant: str = "") -> Path:
+    """Write what was measured beside the machine that it was measured on; replaces the last result of this kind."""
+    given.results.mkdir(parents=True, exist_ok=True)
+    threads = f"{torch.get_num_threads()}t" if given.device == "cpu" else given.precision
+    path = given.results / ("-".join(filter(None, (name, given.model, variant, given.device, threads))) + ".json")
+    options = {key: value for key, value in vars(given).items() if key != "results"}
+    whole = {"benchmark": name, "options": options, "machine": machine(name, given.device), **measured}
+    write_text(path, json.dumps(whole, indent=1, ensure_ascii=False, default=vars) + "\n")
+    print(f"\n{_brief(whole['machine'])}\nKept in {path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path}.")
+    return path
+
+
+def machine(name: str, device: str) -> dict:
+    """Everything without which a measured second means nothing."""
+    facts = {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "gpu": None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in _PACKAGES},
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": shlex.join(["python", "-m", f"bench.{name}", *sys.argv[1:]]),
+        "commit": _commit(),
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        facts |= {"gpu": properties.name, "gpu_bytes": properties.total_memory, "cuda": torch.version.cuda}
+    return facts
+
+
+def _brief(facts: dict) -> str:
+    where = facts["gpu"] or f"{facts['cpu']}, {facts['threads']} of {facts['cores']} cores"
+    versions = ", ".join(f"{package} {version}" for package, version in facts["versions"].items() if version)
+    return f"{where}; load {facts['load_average']}; {versions}"
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit that the working tree stands at, with a + if it holds changes to the code; None outside of git."""
+    git = ["git", "-C", str(PROJECT)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "hmx", "bench/*.py"], capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if changed.returncode else "")

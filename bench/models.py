@@ -1,0 +1,105 @@
+"""The models that are measured: the embedded one, and random weights in the shapes of larger ones.
+
+Random weights take as long as trained ones to compute with, and need no download. What trained weights decide is when
+an answer ends; so with random weights no token ends one, and every answer has the length that a benchmark asks for. The
+embedded model's tokenizer serves all of them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from hmx.config import PROJECT, Config, load_config
+from hmx.models import attention_for, load_model
+from hmx.plan import architecture
+from hmx.precision import DTYPES
+
+TOKENIZER = PROJECT / "data" / "tiny"
+MODELS = {
+    "tiny": "configs/tiny.toml",
+    "qwen3-50m": "configs/tiny.toml",
+    "qwen3-0.6b": "configs/qwen3-0.6b.toml",
+    "qwen3-4b": "configs/qwen3-4b.toml",
+    "qwen3-8b": "configs/qwen3-8b.toml",
+    "gemma-2-2b": "configs/gemma-2-2b.toml",
+    "llama-3.2-3b": "configs/llama-3.2-3b.toml",
+}
+"""By name on the command line, the config whose settings are used."""
+
+_SHAPES = Path(__file__).parent / "shapes"  # of models that nobody published
+
+SCORE_TOKENS = 6
+"""A score line, as random weights write it: "Score: 7" and the end of the line."""
+REPLY_TOKENS = 30
+"""A whole reply of a judge: the score line and a sentence."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its tokenizer."""
+
+    name: str
+    model: torch.nn.Module
+    tokenizer: PreTrainedTokenizerFast
+
+    @property
+    def random(self) -> bool:
+        return self.name != "tiny"
+
+    @property
+    def never(self) -> int:
+        """A token id that no model writes: as the end of a turn, it lets answers go on to their limit."""
+        return self.model.config.vocab_size
+
+
+class FoldedTokenizer(PreTrainedTokenizerFast):
+    """Reads the ids beyond its own as ordinary ones of its own, so that whatever a larger vocabulary samples is a text
+    of about as many tokens.
+    """
+
+    def fold(self, token: int) -> int:
+        """An id of this tokenizer's, for a foreign one never a control token; those stand at its front."""
+        first = max(self.added_tokens_decoder) + 1
+        return token if token < len(self) else first + token % (len(self) - first)
+
+    def _decode(self, token_ids, *arguments, **options):
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        return super()._decode([self.fold(int(token)) for token in ids], *arguments, **options)
+
+
+def settings(name: str, device: str, precision: str, *overrides: str) -> Config:
+    """The config of a model as it is benchmarked: constant learning rate, no world's truth beside the judge."""
+    own = [f"model.path={_SHAPES / name}"] if (_SHAPES / name).is_dir() else []
+    fixed = (
+        f"model.precision={precision}",
+        f"model.device={device}",
+        "model.threads=0",
+        'optimizer.schedule="constant"',
+        "optimizer.warmup=0",
+        'train.world=""',
+    )
+    return load_config(PROJECT / MODELS[name], [*own, *fixed, *overrides])
+
+
+def load(name: str, device: str, precision: str) -> Loaded:
+    """A fresh model on its device; random weights are the same at every call, and never end an answer."""
+    config = settings(name, device, precision)
+    if name == "tiny":
+        return Loaded(name, *load_model(config.model.path, precision, device))
+    shapes = architecture(config.model.path)
+    torch.manual_seed(0)
+    with torch.device(device):  # drawn where it will live, in its own precision: an 8B never passes through the CPU
+        model = AutoModelForCausalLM.from_config(
+            shapes, dtype=DTYPES[precision], attn_implementation=attention_for(shapes)
+        )
+    loaded = Loaded(name, model.requires_grad_(False).eval(), FoldedTokenizer.from_pretrained(TOKENIZER))
+    never_end(loaded)
+    return loaded
+
+
+def never_end(loaded: Loaded) -> None:
+    """Let no token end an answer: every one goes on to its limit."""
+    loaded.model.generation_config.eos_token_id = loaded.never
+    loaded.tokenizer.eos_token = None
