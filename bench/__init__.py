@@ -1,7 +1,7 @@
 """Benchmarks: one command each, which compares in one process, interleaved, and keeps what it measured as JSON.
 
-python -m bench runs the whole set; python -m bench.step and its neighbours run one. No model is downloaded: the embedded
-one has its weights, all others get random ones in their published shapes.
+python -m bench runs the whole set; python -m bench.step and its neighbours run one. No model is downloaded: the
+embedded one has its weights, all others get random ones in their published shapes.
 """
 
 import os

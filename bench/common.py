@@ -23,6 +23,7 @@ from hmx.errors import UserError
 from hmx.files import write_text
 
 RESULTS = PROJECT / "bench" / "results"
+_MARK = "measured: "  # before the line of JSON with which a fresh process answers
 _PACKAGES = ("torch", "transformers", "trl", "peft", "lm_eval", "accelerate")
 
 
@@ -41,7 +42,9 @@ def parser(name: str, description: str, rounds: int, epilog: str = "") -> argpar
         "--precision", choices=("fp32", "fp16", "bf16"), help="of the weights; default: fp32 on a CPU, fp16 on a GPU"
     )
     made.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU; 0 is PyTorch's own choice")
-    made.add_argument("--rounds", type=int, default=rounds, metavar="N", help=f"how often to measure (default: {rounds})")
+    made.add_argument(
+        "--rounds", type=int, default=rounds, metavar="N", help=f"how often to measure (default: {rounds})"
+    )
     made.add_argument("--warmup", type=int, default=2, metavar="N", help="rounds before that, not counted (default: 2)")
     made.add_argument(
         "--clock",
@@ -167,6 +170,29 @@ class Ratio:
         return f"{self.of_medians:.2f}× ({self.quartiles[0]:.2f}–{self.quartiles[1]:.2f})"
 
 
+def fresh_process(module: str, arguments: Sequence[str]) -> dict:
+    """What `python -m <module>` hands over when it is run by itself, so that nobody else's memory counts as its own."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
+    if done.returncode or not lines:
+        raise UserError(
+            f"The process `{shlex.join(['python', *command[1:]])}` failed with {done.returncode}, see above."
+        )
+    return json.loads(lines[-1].removeprefix(_MARK))
+
+
+def hand_over(measured: dict) -> None:
+    """The other end of `fresh_process`."""
+    print(_MARK + json.dumps(measured, default=vars))
+
+
+def shared_arguments(given: argparse.Namespace) -> list[str]:
+    """The options of `parser` as they were given, for a fresh process."""
+    names = ("model", "device", "precision", "threads", "rounds", "warmup", "clock")
+    return [word for name in names for word in (f"--{name}", str(getattr(given, name)))]
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns as wide as they need to be: the first to the left, numbers to the right.
 
@@ -192,7 +218,8 @@ def keep(name: str, given: argparse.Namespace, measured: dict, variant: str = ""
     options = {key: value for key, value in vars(given).items() if key != "results"}
     whole = {"benchmark": name, "options": options, "machine": machine(name, given.device), **measured}
     write_text(path, json.dumps(whole, indent=1, ensure_ascii=False, default=vars) + "\n")
-    print(f"\n{_brief(whole['machine'])}\nKept in {path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path}.")
+    shown = path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path
+    print(f"\n{_brief(whole['machine'])}\nKept in {shown}.")
     return path
 
 

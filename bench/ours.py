@@ -29,7 +29,7 @@ class StepSeconds:
 
 
 class Laps:
-    """The clock of one side. A step is divided at the judge: what comes before is rollout, what comes after training."""
+    """The clock of one side. A step is divided at the judge: before it comes the rollout, after it the training."""
 
     def __init__(self, timer: Timer):
         self._timer = timer

@@ -1,8 +1,8 @@
 """What a user would pick instead: TRL's GRPOTrainer with PEFT's LoRA, and transformers' generate as the judge.
 
-Set up as somebody would who knows both libraries: logging, saving and shuffling off, all answers of a step judged in one
-batch, the judge's reply ended at the end of its first line, which is the score's. TRL, PEFT and datasets are imported
-where they are used: the other benchmarks do without them.
+Set up as somebody would who knows both libraries: logging, saving and shuffling off, all answers of a step judged in
+one batch, the judge's reply ended at the end of its first line, which is the score's. TRL, PEFT and datasets are
+imported where they are used: the other benchmarks do without them.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,8 @@ class LineEnd(StoppingCriteria):
         tokenizer = loaded.tokenizer
         self._breaks = torch.zeros(loaded.model.config.vocab_size, dtype=torch.bool)
         if not loaded.random:
-            self._breaks[: len(tokenizer)] = torch.tensor(["\n" in tokenizer.decode([i]) for i in range(len(tokenizer))])
+            texts = [tokenizer.decode([token]) for token in range(len(tokenizer))]
+            self._breaks[: len(texts)] = torch.tensor(["\n" in text for text in texts])
         self._breaks = self._breaks.to(loaded.model.device)
 
     def __call__(self, input_ids: torch.Tensor, scores, **options) -> torch.Tensor:

@@ -1,0 +1,109 @@
+"""The whole set for a device, with sizes that fit its speed: python -m bench"""
+
+import argparse
+import importlib.util
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.common import RESULTS, table
+from hmx.config import PROJECT
+
+SETS = {
+    "cpu": (
+        "step --model tiny --threads 1 --rounds 30",
+        "step --model tiny --threads 2 --rounds 20",
+        "step --model tiny --threads 1 --fixed-length 26 --rounds 30",
+        "step --model qwen3-50m --fixed-length 32 --rounds 3 --warmup 1",
+        "generate --model tiny --threads 1",
+        "generate --model tiny --threads 2",
+        "generate --model qwen3-50m --batches 1 8 40 --tokens 32 --rounds 2 --warmup 1 --bandwidth",
+        "judge --model tiny --threads 1",
+        "judge --model qwen3-50m --answers 8 --rounds 2 --warmup 1",
+        "train --model tiny --threads 1",
+        "train --model qwen3-50m --lengths 32 128 --rounds 2 --warmup 1",
+        "growth --model tiny --models qwen3-50m --threads 1 --rounds 3 --warmup 1",
+        "evaluation --model tiny --threads 1",
+        "evaluation --model qwen3-50m --contexts 8 --replies 16 --rounds 1 --warmup 1",
+    ),
+    "cuda": (
+        "step --model qwen3-0.6b --fixed-length 128 --rounds 4 --warmup 1",
+        "step --model qwen3-4b --fixed-length 128 --rounds 2 --warmup 1 --checkpointing",
+        "generate --model qwen3-0.6b --tokens 128 --rounds 3 --warmup 1",
+        "generate --model qwen3-0.6b --tokens 128 --rounds 3 --warmup 2 --batches 8 --cache static",
+        "generate --model qwen3-8b --tokens 64 --batches 1 8 40 --rounds 2 --warmup 1",
+        "judge --model qwen3-0.6b --rounds 3 --warmup 1",
+        "train --model qwen3-0.6b --lengths 128 512 1024 --rounds 2 --warmup 1",
+        "train --model qwen3-8b --lengths 128 1024 --rounds 1 --warmup 1 --checkpointing",
+        "memory --model qwen3-8b --cap 24 --rounds 1",
+        "memory --rounds 1 --warmup 0 --no-evaluation",
+        "growth --model qwen3-0.6b --lengths 32 64 128 --groups 4 8 16 --models qwen3-4b qwen3-8b --rounds 1 --warmup 1",
+        "evaluation --model qwen3-0.6b --contexts 20 --replies 24 --rounds 1 --warmup 1",
+    ),
+}
+"""The commands of each device, less what all share."""
+
+NEEDS = {"step": ("trl", "peft", "datasets"), "evaluation": ("lm_eval",)}
+"""Optional packages; without TRL a step is measured alone, without lm-eval there is no evaluation."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one command."""
+
+    command: str
+    seconds: float | None
+    """None if it was left out."""
+    said: str
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Runs every benchmark for a device, each in a process of its own, and says how long all took. What "
+        "needs a package that is not there is left out, and said so.",
+    )
+    parser.add_argument("--device", choices=SETS, default="cpu", help="default: cpu")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="such as: step generate")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="default: bench/results")
+    parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
+    given = parser.parse_args(arguments)
+    names = sorted({command.split()[0] for commands in SETS.values() for command in commands})
+    if unknown := sorted(set(given.only) - set(names)):
+        print(f"error: no benchmark is called {unknown[0]!r}; they are {', '.join(names)}.", file=sys.stderr)
+        return 2
+    chosen = [one for one in SETS[given.device] if not given.only or one.split()[0] in given.only]
+    if given.list:
+        print("\n".join(f"python -m bench.{one} --device {given.device}" for one in chosen))
+        return 0
+    start = time.perf_counter()
+    outcomes = [carry_out(command, given.device, given.results) for command in chosen]
+    took = [[one.command, "–" if one.seconds is None else f"{one.seconds:.0f}", one.said] for one in outcomes]
+    print("\n" + table(["command", "seconds", ""], [*took, ["all", f"{time.perf_counter() - start:.0f}", ""]]))
+    return 1 if any(one.said.startswith("failed") for one in outcomes) else 0
+
+
+def carry_out(command: str, device: str, results: Path) -> Outcome:
+    """Run one command in a fresh process, or leave it out for want of a package."""
+    name, *options = command.split()
+    missing = [package for package in NEEDS.get(name, ()) if importlib.util.find_spec(package) is None]
+    if missing and name == "evaluation":
+        return Outcome(command, None, f"left out: {missing[0]} is not installed")
+    if missing:
+        options.append("--ours-only")
+    whole = [sys.executable, "-m", f"bench.{name}", *options, "--device", device, "--results", str(results.resolve())]
+    print(f"\n$ python {shlex.join(whole[1:-2])}", flush=True)
+    start = time.perf_counter()
+    status = subprocess.run(whole, cwd=PROJECT).returncode
+    said = f"failed with status {status}" if status else ""
+    if missing and not status:
+        said = f"ours only: {missing[0]} is not installed"
+    return Outcome(command, time.perf_counter() - start, said)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

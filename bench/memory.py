@@ -1,0 +1,77 @@
+"""Whether a run fits a smaller GPU, with a hard cap on what the process may take: python -m bench.memory"""
+
+import sys
+from collections.abc import Callable
+
+import torch
+
+from bench.common import Timer, keep, parser, prepare, run, table
+from bench.models import SCORE_TOKENS, load, settings
+from bench.ours import Laps, our_step, our_trainer
+from hmx.errors import UserError
+from hmx.plan import estimate, gib
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    options = parser(
+        "memory",
+        "Runs real optimizer steps, and an evaluation of 40 answers, on a GPU of which the process may take only --cap "
+        "GiB, with every answer --length tokens long, under the settings of the model's own config. Says whether they "
+        "fit, and the peak beside the estimate of train.py --dry-run.",
+        rounds=1,
+        epilog="For example: --device cuda --model qwen3-8b --cap 24, or --model gemma-2-2b --cap 16. The cap includes "
+        "what CUDA takes outside of PyTorch's allocator. Only a GPU can be capped.",
+    )
+    options.add_argument("--cap", type=float, required=True, metavar="GIB", help="memory of the card that is stood for")
+    options.add_argument("--length", type=int, default=1024, metavar="N", help="of every answer (default: 1024)")
+    options.add_argument("--no-evaluation", action="store_true", help="only the steps")
+    given = options.parse_args(arguments)
+    if given.device != "cuda":
+        raise UserError("This needs a GPU and --device cuda: a CPU's memory has no cap to set.")
+    prepare(given)
+    result = measure(given)
+    row = [*(result[part] or "–" for part in ("step", "evaluation")), gib(result["peak"]), gib(result["estimate"])]
+    head = [f"{given.model}, answers of {given.length}", "step", "evaluation", "peak", "estimate"]
+    print(table(head, [[f"within {given.cap:g} GiB", *row]]))
+    keep("memory", given, result)
+
+
+def measure(given) -> dict:
+    """Whether steps and an evaluation run within the cap, and the peak of what PyTorch's allocator held."""
+    torch.zeros(1, device="cuda")
+    free, total = torch.cuda.mem_get_info()
+    outside = total - free - torch.cuda.memory_reserved()  # CUDA's own, and whatever else is on this card
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (given.cap * 2**30 - outside) / total))
+    overrides = (f"sampling.max_completion_length={given.length}", f"judge.max_new_tokens={SCORE_TOKENS}")
+    config = settings(given.model, "cuda", given.precision, *overrides)
+    laps = Laps(Timer("cuda"))
+    trainer = our_trainer(config, load(given.model, "cuda", given.precision), laps, fixed=True)
+
+    def steps() -> None:
+        for n in range(1, given.warmup + given.rounds + 1):
+            our_step(trainer, laps, n)
+
+    step = _within(steps)
+    evaluation = None if given.no_evaluation else _within(lambda: trainer.evaluate(0, 0))
+    answers = 0 if given.no_evaluation else len(trainer.questions.held_out) * config.train.completions_per_evaluation
+    return {
+        "step": step,
+        "evaluation": evaluation,
+        "outside": outside,
+        "peak": torch.cuda.max_memory_allocated(),
+        "reserved": torch.cuda.max_memory_reserved(),
+        "estimate": estimate(config, 32, given.length, answers).total,
+    }
+
+
+def _within(action: Callable[[], object]) -> str:
+    try:
+        action()
+        return "fits"
+    except torch.OutOfMemoryError:
+        return "out of memory"
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
