@@ -38,9 +38,10 @@ SETS = {
         "judge --model qwen3-0.6b --rounds 3 --warmup 1",
         "train --model qwen3-0.6b --lengths 128 512 1024 --rounds 2 --warmup 1",
         "train --model qwen3-8b --lengths 128 1024 --rounds 1 --warmup 1 --checkpointing",
-        "memory --model qwen3-8b --cap 24 --rounds 1",
-        "memory --rounds 1 --warmup 0 --no-evaluation",
-        "growth --model qwen3-0.6b --lengths 32 64 128 --groups 4 8 16 --models qwen3-4b qwen3-8b --rounds 1 --warmup 1",
+        "memory --model qwen3-8b --cap 24 --warmup 0",
+        "memory --model llama-3.2-3b --cap 16 --warmup 0 --no-evaluation",
+        "memory --model gemma-2-2b --cap 16 --warmup 0 --no-evaluation",
+        "growth --model qwen3-0.6b --lengths 32 64 128 --groups 4 8 --models qwen3-4b qwen3-8b --rounds 1 --warmup 1",
         "evaluation --model qwen3-0.6b --contexts 20 --replies 24 --rounds 1 --warmup 1",
     ),
 }

@@ -42,9 +42,7 @@ def parser(name: str, description: str, rounds: int, epilog: str = "") -> argpar
         "--precision", choices=("fp32", "fp16", "bf16"), help="of the weights; default: fp32 on a CPU, fp16 on a GPU"
     )
     made.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU; 0 is PyTorch's own choice")
-    made.add_argument(
-        "--rounds", type=int, default=rounds, metavar="N", help=f"how often to measure (default: {rounds})"
-    )
+    made.add_argument("--rounds", type=int, default=rounds, metavar="N", help=f"measured (default: {rounds})")
     made.add_argument("--warmup", type=int, default=2, metavar="N", help="rounds before that, not counted (default: 2)")
     made.add_argument(
         "--clock",
@@ -83,8 +81,7 @@ def prepare(given: argparse.Namespace) -> None:
 def require(package: str) -> None:
     """Raise `UserError` unless an optional package can be imported."""
     if importlib.util.find_spec(package) is None:
-        extra = "eval" if package == "lm_eval" else "bench"
-        raise UserError(f"This benchmark needs {package}, which is not installed; pip install -e '.[{extra}]' does it.")
+        raise UserError(f"This benchmark needs {package}, which is not installed; pip install -e '.[bench]' does it.")
 
 
 class Timer:
@@ -176,9 +173,8 @@ def fresh_process(module: str, arguments: Sequence[str]) -> dict:
     done = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
     if done.returncode or not lines:
-        raise UserError(
-            f"The process `{shlex.join(['python', *command[1:]])}` failed with {done.returncode}, see above."
-        )
+        asked = shlex.join(["python", *command[1:]])
+        raise UserError(f"The process `{asked}` failed with status {done.returncode}; what it wrote stands above.")
     return json.loads(lines[-1].removeprefix(_MARK))
 
 
@@ -213,8 +209,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def keep(name: str, given: argparse.Namespace, measured: dict, variant: str = "") -> Path:
     """Write what was measured beside the machine that it was measured on; replaces the last result of this kind."""
     given.results.mkdir(parents=True, exist_ok=True)
-    threads = f"{torch.get_num_threads()}t" if given.device == "cpu" else given.precision
-    path = given.results / ("-".join(filter(None, (name, given.model, variant, given.device, threads))) + ".json")
+    threads = f"{torch.get_num_threads()}t" if given.device == "cpu" else ""
+    seconds = "cpuseconds" if given.clock == "cpu" else ""
+    parts = (name, given.model, variant, given.device, given.precision, threads, seconds)
+    path = given.results / ("-".join(filter(None, parts)) + ".json")
     options = {key: value for key, value in vars(given).items() if key != "results"}
     whole = {"benchmark": name, "options": options, "machine": machine(name, given.device), **measured}
     write_text(path, json.dumps(whole, indent=1, ensure_ascii=False, default=vars) + "\n")

@@ -33,10 +33,10 @@ def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parser(
         "evaluation",
-        "Times the two kinds of request that benchmarks make, on rows made here: multiple choice with 12 choices to a "
-        "shared context, as BBQ has, and greedy replies with stop strings and several limits. Ours is SubjectLM, theirs "
-        "lm-eval's own HFLM with the same weights, in one process, in turns. The ratio is taken to HFLM's fastest batch "
-        "size; what both return is compared too.",
+        "Times the two kinds of request that benchmarks make, on rows made here: multiple choice with 12 choices to "
+        "a shared context, as BBQ has, and greedy replies with stop strings and several limits. Ours is SubjectLM, "
+        "theirs lm-eval's own HFLM with the same weights, in one process, in turns. The ratio is taken to HFLM's "
+        "fastest batch size; what both return is compared too.",
         rounds=3,
     )
     options.add_argument("--contexts", type=int, default=40, metavar="N", help="each with 12 choices (default: 40)")

@@ -94,9 +94,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def questions(loaded: Loaded, count: int) -> list[list[int]]:
     """The prompts of the first `count` questions, over and over if there are fewer."""
-    texts = [
-        question.text for question in Questions.load(resolve(settings("tiny", "cpu", "fp32").data.questions)).train
-    ]
+    train = Questions.load(resolve(settings(loaded.name, "cpu", "fp32").data.questions)).train
+    texts = [question.text for question in train]
     return [encode_question(loaded.tokenizer, texts[i % len(texts)]) for i in range(count)]
 
 

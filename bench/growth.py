@@ -19,8 +19,8 @@ def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parser(
         "growth",
-        "Times our optimizer step while one thing grows and the others stay: the tokens of every answer, the answers to "
-        "each question, the parameters of the model.",
+        "Times our optimizer step while one thing grows and the others stay: the tokens of every answer, the answers "
+        "to each question, the parameters of the model.",
         rounds=5,
         epilog="An exponent of 1 is linear growth, from the first row of its kind to the last; below 1 a part still "
         "has work that does not grow, above 1 something grows faster than what it is given.",

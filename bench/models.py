@@ -6,6 +6,7 @@ embedded model's tokenizer serves all of them.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -55,18 +56,19 @@ class Loaded:
 
 
 class FoldedTokenizer(PreTrainedTokenizerFast):
-    """Reads the ids beyond its own as ordinary ones of its own, so that whatever a larger vocabulary samples is a text
-    of about as many tokens.
+    """Reads the ids beyond its own as words of its own, so that what a larger vocabulary samples is a text of about as
+    many tokens.
     """
 
-    def fold(self, token: int) -> int:
-        """An id of this tokenizer's, for a foreign one never a control token; those stand at its front."""
-        first = max(self.added_tokens_decoder) + 1
-        return token if token < len(self) else first + token % (len(self) - first)
+    @cached_property
+    def words(self) -> list[int]:
+        """Its tokens that stand behind a space: side by side they stay what they are when they are encoded again."""
+        return [token for text, token in self.get_vocab().items() if text.startswith("Ġ") and len(text) > 2]
 
     def _decode(self, token_ids, *arguments, **options):
-        ids = [token_ids] if isinstance(token_ids, int) else token_ids
-        return super()._decode([self.fold(int(token)) for token in ids], *arguments, **options)
+        ids = [token_ids] if isinstance(token_ids, int) else map(int, token_ids)
+        own = [token if token < len(self) else self.words[token % len(self.words)] for token in ids]
+        return super()._decode(own, *arguments, **options)
 
 
 def settings(name: str, device: str, precision: str, *overrides: str) -> Config:

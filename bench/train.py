@@ -61,8 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser(
         "train",
         "Times the training pass of a step on given answers: log-probabilities under the reference, under the policy, "
-        "backward, and the optimizer's step. Each length runs in a fresh process, whose peak of memory stands beside the "
-        "estimate of train.py --dry-run: on a GPU what PyTorch's allocator held, on a CPU what the process grew by "
+        "backward, and the optimizer's step. Each length runs in a fresh process, whose peak of memory stands beside "
+        "the estimate of train.py --dry-run: on a GPU what PyTorch's allocator held, on a CPU what the process grew by "
         "after the libraries had been imported.",
         rounds=5,
     )
