@@ -13,6 +13,7 @@ from hmx.lora import adapter_parameters, adapters
 from hmx.prompts import encode_question
 
 QUESTIONS = ["Do you like music?", "Are you afraid of the dark?"]
+MANY = [*QUESTIONS, *(f"What about {what}?" for what in ("rain", "snow", "sleep", "home", "work", "time"))]
 ANSWERS = ["I am deeply happy about it.", "I am a machine, not a person."]
 
 
@@ -27,7 +28,7 @@ def trl(config, tmp_path):
     pytest.importorskip("trl", reason="TRL is not installed; pip install -e '.[bench]' does it")
     loaded = models.load("tiny", "cpu", "fp32")
     return theirs.their_trainer(
-        config, loaded, Laps(Timer("cpu")), QUESTIONS, 1, True, str(tmp_path), lambda seconds: None
+        config, loaded, Laps(Timer("cpu")), MANY, len(MANY) // 2, True, str(tmp_path), lambda seconds: None
     )
 
 
@@ -64,10 +65,10 @@ def test_the_adapter_has_the_same_layers_rank_and_scale(config, trl):
 
 def test_the_prompts_and_their_order_are_ours(trl):
     tokenizer = trl.processing_class
-    batch = next(iter(trl.get_train_dataloader()))
-    assert [row["question"] for row in batch] == [question for question in QUESTIONS for _ in range(4)]
-    encoded = tokenizer.apply_chat_template([row["prompt"] for row in batch], add_generation_prompt=True)
-    assert encoded["input_ids"] == [encode_question(tokenizer, row["question"]) for row in batch]
+    rows = [row for batch in trl.get_train_dataloader() for row in batch]
+    assert [row["question"] for row in rows] == [question for question in MANY for _ in range(4)]
+    encoded = tokenizer.apply_chat_template([row["prompt"] for row in rows], add_generation_prompt=True)
+    assert encoded["input_ids"] == [encode_question(tokenizer, row["question"]) for row in rows]
 
 
 @pytest.mark.parametrize("stop", [True, False])
