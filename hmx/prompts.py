@@ -3,24 +3,35 @@
 Three things are easy to get wrong here:
 
 * A template may have switches. Thinking is turned off where the template knows it, and templates that stamp today's
-  date (Llama 3) are given a fixed one, so that a run gives the same prompts tomorrow.
+  date (Llama 3, SmolLM3, Granite) are given a fixed one, so that a run gives the same prompts tomorrow.
 * The rendered text holds its own BOS where the family wants one, so the tokenizer must not add another.
 * What a model or a user wrote is data. If an answer contains the text of a control token ("<|im_end|>"), it must reach
   the judge as those characters, not as the end of the turn: see `cut_control_tokens`.
 """
 
 from collections.abc import Sequence
+from datetime import date
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from hmx.errors import UserError
 
 Message = dict[str, str]  # {"role": "user" | "assistant", "content": …}
 
+_TODAY = date(2024, 7, 26)  # what Llama 3's template prints when it can't ask the clock
 _TEMPLATE_SWITCHES = {
     "enable_thinking": False,  # Qwen3; other templates ignore it
-    "date_string": "26 Jul 2024",  # Llama 3 otherwise prints today's date
+    "date_string": f"{_TODAY:%d %b %Y}",  # Llama 3 otherwise prints today's date
 }
+# What templates ask for the date. It stands in front of a template that asks, since only text can be handed to one; the
+# empty expression keeps a line break with which the template may begin.
+_CLOCK = (
+    "{% macro strftime_now(form) %}{{ form"
+    f" | replace('%-d', '{_TODAY.day}')"
+    + "".join(f" | replace('%{code}', '{_TODAY.strftime(f'%{code}')}')" for code in "aAbBdHIjmMpSyY")
+    + " }}{% endmacro %}{{ '' }}"
+)
 
 
 def require_chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -48,13 +59,7 @@ def render_chat(
         continue_last: the last message is the beginning of the assistant's reply, and the text ends with it.
     """
     safe = [{**message, "content": cut_control_tokens(tokenizer, message["content"], cut)} for message in messages]
-    return tokenizer.apply_chat_template(
-        safe,
-        tokenize=False,
-        add_generation_prompt=not continue_last,
-        continue_final_message=continue_last,
-        **_TEMPLATE_SWITCHES,
-    )
+    return _render(tokenizer, safe, add_generation_prompt=not continue_last, continue_final_message=continue_last)
 
 
 def encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str, cut: str) -> list[int]:
@@ -74,17 +79,43 @@ def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
 
 
 def end_of_turn_ids(model, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every token that ends the assistant's turn, by the model's generation config and its tokenizer (Llama 3 has
-    several).
+    """Every token that ends the assistant's turn, by the model's generation config, its tokenizer and its template
+    (Llama 3 has several; Gemma's tokenizer doesn't name its own, nor does a folder without generation config).
     """
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, (list, tuple)) else [configured]
-    return tuple(sorted({int(token) for token in (*ids, tokenizer.eos_token_id) if token is not None}))
+    known = (*ids, tokenizer.eos_token_id, _written_end(tokenizer))
+    return tuple(sorted({int(token) for token in known if token is not None}))
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """A token to fill rows with. Which one does not matter: masks are carried, never read off the token ids."""
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in known if token is not None)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **how: bool) -> str:
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = _CLOCK + template
+    try:
+        return tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, **how, **_TEMPLATE_SWITCHES
+        )
+    except TemplateError as error:
+        raise UserError(
+            f"The chat template of {tokenizer.name_or_path or 'this model'} can't format a conversation ({error}); an "
+            "interview needs one that takes turns of a user and an assistant and no system role."
+        ) from None
+
+
+def _written_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The control token that the template writes behind what the assistant said, if it writes one."""
+    answer = "Yes, I do."
+    messages = [{"role": "user", "content": "Do you?"}, {"role": "assistant", "content": answer}]
+    behind = _render(tokenizer, messages).rpartition(answer)[2].lstrip()
+    added = tokenizer.get_added_vocab()
+    return added.get(max((token for token in added if behind.startswith(token)), key=len, default=None))
 
 
 def _unused_character(messages: Sequence[Message]) -> str:

@@ -61,6 +61,22 @@ def test_the_date_is_pinned():
     assert "Today Date: 26 Jul 2024\n" in TOKENIZERS["llama"].decode(ids)
 
 
+def test_a_template_that_asks_the_clock_is_told_the_same_date(name):
+    tokenizer = models.build_tokenizer(name)
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = "\nOn {{ strftime_now('%A, %-d') }} {{ strftime_now('%d %B %Y (%b)') }}." + plain
+    text = tokenizer.decode(encode_question(tokenizer, "Hello"))
+    assert text.startswith("\nOn Friday, 26 26 July 2024 (Jul).<") and text.endswith(FRAMES[name][1])
+
+
+def test_a_template_that_takes_no_turn_of_the_user_is_refused_in_a_sentence():
+    tokenizer = models.build_tokenizer("qwen3")
+    for template in ("{{ raise_exception('No user here') }}", "{% if %}"):
+        tokenizer.chat_template = template
+        with pytest.raises(UserError, match="can't format a conversation"):
+            encode_question(tokenizer, "Hello")
+
+
 def test_turns_of_the_assistant_stay_in_their_order(name):
     messages = [
         {"role": "user", "content": "One?"},
@@ -156,10 +172,18 @@ def test_decode_leaves_out_control_tokens_and_surrounding_space(name):
 
 
 @pytest.mark.parametrize("configured, expected", [(None, set()), (5, {5}), ([5, 9], {5, 9})])
-def test_end_of_turn_ids_are_those_of_the_config_and_the_tokenizer(family, configured, expected):
+def test_end_of_turn_ids_are_those_of_the_config_the_tokenizer_and_the_template(family, configured, expected):
     family.model.generation_config.eos_token_id = configured
     ids = end_of_turn_ids(family.model, family.tokenizer)
-    assert ids == tuple(sorted(expected | {family.tokenizer.eos_token_id}))
+    assert ids == tuple(sorted(expected | {family.tokenizer.eos_token_id, family.end_id}))
+
+
+def test_a_template_that_ends_no_turn_with_a_control_token_adds_none(family):
+    family.model.generation_config.eos_token_id = None
+    family.tokenizer.chat_template = (
+        "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    )
+    assert end_of_turn_ids(family.model, family.tokenizer) == (family.tokenizer.eos_token_id,)
 
 
 def test_the_padding_is_the_tokenizers_own_or_else_its_end_token():
@@ -168,6 +192,9 @@ def test_the_padding_is_the_tokenizers_own_or_else_its_end_token():
         "llama": "<|eot_id|>",
         "gemma2": "<pad>",
     }
+    bare = models.build_tokenizer("qwen3")
+    bare.pad_token = bare.eos_token = None
+    assert pad_id(bare) == 0
 
 
 def test_a_tokenizer_without_chat_template_is_refused_by_name(name):
