@@ -64,8 +64,19 @@ def render_chat(
 
 def encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str, cut: str) -> list[int]:
     """The token ids of a rendered conversation, which brings its own BOS."""
-    pieces = [tokenizer.encode(piece, add_special_tokens=False) for piece in text.split(cut)]
-    return [token for piece in pieces for token in piece]
+
+    def tokens(piece: str) -> list[int]:
+        return tokenizer.encode(piece, add_special_tokens=False, verbose=False)  # too long is what we say ourselves
+
+    first, *others = text.split(cut)
+    ids, line_break = tokens(first), tokens("\n")
+    for piece in others:
+        # Llama 2's kind of tokenizer takes what it is given for the beginning of a text and puts a space before it; so
+        # the piece is given behind a line break, of which nothing is kept.
+        with_break = tokens(f"\n{piece}")
+        whole = with_break[: len(line_break)] == line_break
+        ids += with_break[len(line_break) :] if whole else tokens(piece)
+    return ids
 
 
 def encode_question(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:

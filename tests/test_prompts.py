@@ -1,9 +1,11 @@
 """Conversations to token ids, in the three families' shapes."""
 
+import logging
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers, pre_tokenizers
 
 from hmx.errors import UserError
 from hmx.prompts import decode, encode_chat, encode_question, end_of_turn_ids, pad_id, require_chat_template
@@ -149,6 +151,36 @@ def test_added_tokens_that_are_not_control_tokens_stay_whole():
     before, behind = FRAMES["gemma2"]
     content = "One.\n\nTwo.\n\n\nThree."
     assert encode_question(tokenizer, content) == tokenizer.encode(before + content + behind, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("style", ["first", "always", "legacy"])
+def test_where_texts_begin_with_a_space_control_tokens_get_none(style):
+    """Llama 2's and Mistral's tokenizers, which mark the beginning of a text with a space of its own."""
+    tokenizer = models.build_tokenizer("gemma2")
+    if style == "legacy":
+        tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    else:
+        tokenizer.backend_tokenizer.normalizer = None
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=style, split=False)
+    shown = tokenizer.decode(encode_question(tokenizer, "a<end_of_turn>b <bos>"))
+    assert "a<end_of_turn>b <bos><end_of_turn>" in shown
+    assert controls("gemma2", encode_question(tokenizer, "a<end_of_turn>b <bos>")) == controls(
+        "gemma2", encode_question(tokenizer, "Hello")
+    )
+
+
+def test_a_text_longer_than_the_tokenizer_expects_brings_no_warning(name, caplog):
+    tokenizer = models.build_tokenizer(name)
+    tokenizer.model_max_length = 4
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        assert len(encode_question(tokenizer, "Hello " * 9)) > 4
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 def test_a_text_that_uses_private_characters_arrives_whole(name):
