@@ -16,7 +16,7 @@ from transformers.utils import logging
 from hmx.config import resolve
 from hmx.errors import UserError
 from hmx.precision import DTYPES
-from hmx.prompts import require_chat_template
+from hmx.prompts import encode_question, end_of_turn_ids, require_chat_template
 
 
 def pick_device(name: str) -> torch.device:
@@ -44,16 +44,31 @@ def load_model(path: str, precision: str, device: str):
         device: see `pick_device`.
     """
     target, architecture = pick_device(device), model_config(path)
-    attention = attention_for(architecture)
     logging.disable_progress_bar()  # loading takes seconds; downloads have bars of their own
     with _one_sentence_for(path):
         tokenizer = AutoTokenizer.from_pretrained(**_source(path))
         require_chat_template(tokenizer, path)
-        _require_plain_logits(architecture, path)
-        model = AutoModelForCausalLM.from_pretrained(
-            **_source(path), dtype=DTYPES[precision], use_safetensors=True, attn_implementation=attention
+        model, report = AutoModelForCausalLM.from_pretrained(
+            **_source(path),
+            dtype=DTYPES[precision],
+            use_safetensors=True,
+            attn_implementation=attention_for(architecture),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, in a sentence
         )
+    _require_whole(report, path)
+    _require_fitting(tokenizer, model, path)
     return model.requires_grad_(False).eval().to(target), tokenizer
+
+
+def require_room(architecture: PreTrainedConfig, path: str, length: int) -> None:
+    """Raise `UserError` if the model at `path` was not made for sequences of `length` tokens."""
+    most = getattr(architecture, "max_position_embeddings", None)
+    if most and 0 < most < length:
+        raise UserError(
+            f"The model {path!r} was made for {most} tokens, and sampling.max_sequence_length is {length}; set that to "
+            f"{most} or less."
+        )
 
 
 def fingerprint(path: str) -> str | None:
@@ -75,32 +90,85 @@ def fingerprint(path: str) -> str | None:
 
 def attention_for(architecture: PreTrainedConfig) -> str:
     """Which of transformers' attentions computes this architecture: PyTorch's fused one does not know Gemma 2's
-    soft-capped attention logits, the written-out one does.
+    soft-capped attention logits, the written-out one does, and it is all that some older families have.
     """
-    return "eager" if getattr(architecture, "attn_logit_softcapping", None) else "sdpa"
+    kind = AutoModelForCausalLM._model_mapping.get(type(architecture), None)
+    fused = getattr(kind, "_supports_sdpa", False) and not getattr(architecture, "attn_logit_softcapping", None)
+    return "sdpa" if fused else "eager"
 
 
 def model_config(path: str) -> PreTrainedConfig:
-    """The architecture, without weights."""
+    """The architecture, without weights. Raises `UserError` for one that would be computed wrongly."""
     with _one_sentence_for(path):
-        return AutoConfig.from_pretrained(**_source(path))
+        architecture = AutoConfig.from_pretrained(**_source(path))
+    _require_known_kind(architecture, path)
+    return architecture
 
 
-def _require_plain_logits(architecture: PreTrainedConfig, path: str) -> None:
-    """Refuse families that scale their logits in ways that `hmx.grpo.logprobs` does not know (Granite, Cohere)."""
+def _require_known_kind(architecture: PreTrainedConfig, path: str) -> None:
+    """Refuse what would be computed wrongly: families that scale their logits in ways that `hmx.grpo.logprobs` does
+    not know (Granite, Cohere), that carry a state from token to token, which padding would enter (Mamba), and weights
+    that are not numbers to be multiplied with as they are.
+    """
     for key in ("logits_scaling", "logit_scale"):
         if getattr(architecture, key, None) not in (None, 1.0):
             raise UserError(
                 f"The model {path!r} scales its logits ({key} = {getattr(architecture, key)}), which this project's "
                 "log-probabilities do not; use a model without it, such as Qwen3, Llama or Gemma 2."
             )
+    kind = AutoModelForCausalLM._model_mapping.get(type(architecture), None)
+    other = set(getattr(architecture, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if other or getattr(kind, "_is_stateful", False):
+        what = f"layers of the kind {', '.join(sorted(other))}" if other else "a state in place of attention"
+        raise UserError(
+            f"The model {path!r} ({architecture.model_type}) has {what}, which is not supported; use one whose layers "
+            "are all attention, such as Qwen3, Llama or Gemma 2."
+        )
+    if quantized := getattr(architecture, "quantization_config", None):
+        method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else quantized.quant_method
+        raise UserError(
+            f"The weights of {path!r} are quantised ({method}), which is not supported; use the model from which they "
+            "were made."
+        )
+
+
+def _require_whole(report: dict, path: str) -> None:
+    """Refuse weights of which some are missing or of another shape: transformers would fill in random ones."""
+    odd = sorted(report["missing_keys"]) or sorted(name for name, *_ in report["mismatched_keys"])
+    if odd:
+        what = "is missing" if report["missing_keys"] else "has another shape than config.json says"
+        raise UserError(
+            f"The weights of {path!r} do not fit its config.json: {odd[0]} {what}"
+            f"{f', and so do {len(odd) - 1} more' if len(odd) > 1 else ''}; get the model's files anew."
+        )
+
+
+def _require_fitting(tokenizer, model, path: str) -> None:
+    """Refuse a tokenizer that is empty or another model's, and one that can't tell where an answer ends."""
+    question = "Do you feel anything?"
+    ids, rows = encode_question(tokenizer, question), model.get_input_embeddings().num_embeddings
+    if not tokenizer.encode(question, add_special_tokens=False):
+        raise UserError(f"The tokenizer of {path!r} knows no words; its folder needs the tokenizer's files too.")
+    if max(ids) >= rows:
+        raise UserError(
+            f"The tokenizer of {path!r} is another model's: it makes token {max(ids)}, and there are embeddings for "
+            f"{rows}."
+        )
+    if not end_of_turn_ids(model, tokenizer):
+        raise UserError(
+            f"No token is known that ends an answer of {path!r}; name it as eos_token_id in its generation_config.json."
+        )
 
 
 def _source(path: str) -> dict:
     """Where transformers shall look: a folder, or the cache and, if it can be reached, the hub."""
     folder = resolve(path)
     offline = folder.is_dir() or not hub_is_reachable()
-    return {"pretrained_model_name_or_path": str(folder) if folder.is_dir() else path, "local_files_only": offline}
+    return {
+        "pretrained_model_name_or_path": str(folder) if folder.is_dir() else path,
+        "local_files_only": offline,
+        "trust_remote_code": False,  # unsaid, transformers would ask on the terminal whether to run it
+    }
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from hmx.errors import UserError
 from hmx.grpo.packing import LONGEST, packable
 from hmx.grpo.schedule import evaluation_steps, total_steps
 from hmx.lora import adapter_parameters, attach
-from hmx.models import attention_for, model_config
+from hmx.models import attention_for, model_config, require_room
 from hmx.precision import DTYPES, autocast
 from hmx.questions import Questions
 
@@ -74,6 +74,7 @@ def estimate(config: Config, prompt: int, completion: int, evaluated: int = 0) -
     The activations are not a formula: the model is run without numbers, and what autograd would keep is added up.
     """
     shapes, grpo = architecture(config.model.path), config.grpo
+    require_room(shapes, config.model.path, config.sampling.max_sequence_length)
     dtype = DTYPES[config.model.precision]
     heads = shapes.num_attention_heads
     kv_heads = getattr(shapes, "num_key_value_heads", None) or heads

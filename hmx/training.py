@@ -16,7 +16,7 @@ from hmx.grpo.trainer import Trainer
 from hmx.judge import Rubric, SelfJudge
 from hmx.judge.probe import probe
 from hmx.lora import adapter_hash, attach
-from hmx.models import fingerprint, load_model
+from hmx.models import fingerprint, load_model, require_room
 from hmx.plan import checkpoints
 from hmx.questions import Questions
 from hmx.randomness import stream
@@ -31,6 +31,7 @@ def build_trainer(config: Config) -> Trainer:
     if config.model.threads:
         torch.set_num_threads(config.model.threads)
     model, tokenizer = load_model(config.model.path, config.model.precision, config.model.device)
+    require_room(model.config, config.model.path, config.sampling.max_sequence_length)
     lora = config.lora
     attach(model, lora.rank, lora.alpha, lora.targets, lora.dropout, stream(config.run.seed, "init"))
     judge = SelfJudge.of(config.judge, rubric, model, tokenizer)

@@ -1,0 +1,156 @@
+"""What a folder must hold to be used: whatever would be computed wrongly is refused, in a sentence."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+
+from hmx import training
+from hmx.config import load_config
+from hmx.errors import UserError
+from hmx.models import attention_for, fingerprint, load_model, model_config, require_room
+from hmx.plan import describe
+from tests import models
+from tests.small_run import save_model, small_config
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_model(tmp_path / "model", "qwen3")
+
+
+def set_keys(file, **keys):
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+
+
+def rewrite(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def few_embeddings(folder):
+    set_keys(folder / "config.json", vocab_size=100)
+    rewrite(
+        folder, lambda tensors: tensors.update({name: tensors[name][:100].clone() for name in tensors if _wide(name)})
+    )
+
+
+def _wide(name):
+    return "embed_tokens" in name or "lm_head" in name
+
+
+def no_ends(folder):
+    (folder / "generation_config.json").unlink()
+    set_keys(folder / "tokenizer_config.json", eos_token=None)
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}\n{% endfor %}")
+
+
+BROKEN = {
+    "a missing tensor": (lambda folder: rewrite(folder, lambda t: t.pop(UP)), f"{UP} is missing"),
+    "another shape": (
+        lambda folder: rewrite(folder, lambda t: t.update({UP: torch.zeros(2, 2)})),
+        f"{UP} has another shape",
+    ),
+    "half a file": (
+        lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:999]),
+        "no model that transformers can load",
+    ),
+    "no tokenizer": (lambda folder: [file.unlink() for file in folder.glob("tokenizer*")], "knows no words"),
+    "too few embeddings": (few_embeddings, "there are embeddings for 100"),
+    "a broken template": (
+        lambda folder: (folder / "chat_template.jinja").write_text("{% if %}"),
+        "can't format a conversation",
+    ),
+    "no end": (no_ends, "No token is known that ends an answer"),
+    "quantised": (
+        lambda folder: set_keys(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+        r"quantised \(gptq\)",
+    ),
+    "scaled logits": (lambda folder: set_keys(folder / "config.json", logit_scale=0.5), "scales its logits"),
+    "other layers": (
+        lambda folder: set_keys(folder / "config.json", layer_types=["full_attention", "linear_attention"]),
+        "layers of the kind linear_attention",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_folder_that_can_not_be_used_is_refused_with_the_reason(folder, what):
+    spoil, says = BROKEN[what]
+    load_model(str(folder), "fp32", "cpu")
+    spoil(folder)
+    with pytest.raises(UserError, match=says):
+        load_model(str(folder), "fp32", "cpu")
+
+
+def test_code_that_comes_with_a_model_is_never_run_nor_asked_about(folder, tmp_path, monkeypatch):
+    """The kind is unknown to transformers, which then offers on the terminal to run the folder's code."""
+    ran = tmp_path / "ran"
+    code = f"open({str(ran)!r}, 'w').close()\nfrom transformers import Qwen3Config as MineConfig\n"
+    (folder / "configuration_mine.py").write_text(code)
+    set_keys(folder / "config.json", model_type="mine", auto_map={"AutoConfig": "configuration_mine.MineConfig"})
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UserError, match="no model that transformers can load"):
+        load_model(str(folder), "fp32", "cpu")
+    assert not ran.exists()
+
+
+def test_models_that_carry_a_state_are_refused(tmp_path):
+    AutoConfig.for_model("mamba", num_hidden_layers=1, hidden_size=8).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="mamba.*is not supported"):
+        model_config(str(tmp_path))
+
+
+def test_without_its_generation_config_gemma_still_ends_its_turns(tmp_path):
+    folder = save_model(tmp_path / "model", "gemma2")
+    (folder / "generation_config.json").unlink()
+    model, tokenizer = load_model(str(folder), "fp32", "cpu")
+    assert tokenizer.convert_tokens_to_ids("<end_of_turn>") in training.SelfJudge(model, tokenizer, None).end_ids
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_weights_in_many_files_and_tied_ones_are_whole(tmp_path, family):
+    made = models.build(family, tie_word_embeddings=True)
+    made.model.save_pretrained(tmp_path, max_shard_size="20KB")
+    made.tokenizer.save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    model, _ = load_model(str(tmp_path), "fp32", "cpu")
+    tokens = models.random_prompts([9], 61)[0]
+    expected = models.reference_logits(made.model, tokens)
+    torch.testing.assert_close(models.reference_logits(model, tokens), expected, rtol=0, atol=1e-5)
+    whole, last = fingerprint(str(tmp_path)), sorted(tmp_path.glob("*.safetensors"))[-1]
+    last.unlink()
+    assert fingerprint(str(tmp_path)) != whole
+    with pytest.raises(UserError, match="no model that transformers can load"):
+        load_model(str(tmp_path), "fp32", "cpu")
+
+
+def test_attention_is_written_out_where_the_fused_one_does_not_know_the_model():
+    kinds = {kind: attention_for(AutoConfig.for_model(kind)) for kind in ("qwen3", "llama", "gemma2", "bloom")}
+    assert kinds == {"qwen3": "sdpa", "llama": "sdpa", "gemma2": "eager", "bloom": "eager"}
+
+
+def test_a_model_made_for_shorter_texts_is_refused_before_and_at_training(tmp_path):
+    small_config(tmp_path)  # writes the model and the config; the model was made for 512 tokens
+    fits, longer = (load_config(tmp_path / "small.toml", [f"sampling.max_sequence_length={n}"]) for n in (512, 513))
+    assert "Memory, estimated" in describe(fits)
+    assert training.build_trainer(fits).total_steps
+    for each in (describe, training.build_trainer):
+        with pytest.raises(UserError, match="was made for 512 tokens, and sampling.max_sequence_length is 513"):
+            each(longer)
+
+
+def test_a_model_without_a_limit_has_room_for_everything():
+    require_room(AutoConfig.for_model("bloom"), "bloom", 10**6)
+    require_room(AutoConfig.for_model("xlnet"), "xlnet", 10**6)
+
+
+def test_one_tensor_too_many_is_no_obstacle(folder):
+    rewrite(folder, lambda tensors: tensors.update({"vision.weight": torch.zeros(2)}))
+    assert load_model(str(folder), "fp32", "cpu")[0].num_parameters()
