@@ -1,68 +1,38 @@
-"""Hand a trained checkpoint to others: merged into a complete model, or as an adapter with a model card.
+"""Hand a trained checkpoint to others: merged into a complete model, or as an adapter, each with its model card.
 
 python -m hmx.export runs/tiny/forward-seed0 --merged my-model
 python -m hmx.export runs/tiny/forward-seed0 --checkpoint 135 --adapter my-adapter
 """
 
 import argparse
+import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoModelForCausalLM
 
+from hmx.card import model_card
 from hmx.config import resolve
 from hmx.errors import UserError
 from hmx.evaluation.pairs import pair_of
 from hmx.files import write_text
 from hmx.lora import adapters, detach, load_adapter
-from hmx.models import attention_for, load_model
+from hmx.models import attention_for, fingerprint, load_model, model_config
 from hmx.precision import autocast
-from hmx.prompts import encode_question
+from hmx.prompts import encode_question, end_of_turn_ids
 from hmx.questions import Questions
 from hmx.runs import Run
 
 TOLERANCE = 0.01
 """Nats a token. Merging rounds weights to the model's precision, which in half precision moves probabilities a little;
 a wrong merge moves them by orders of magnitude more.
-"""
-_CARD = """\
----
-base_model: {base}
-library_name: peft
-tags: [lora, grpo, self-reward]
----
-
-# {name}: {direction} training, seed {seed}, step {step}
-
-A LoRA adapter (rank {rank}, alpha {alpha:g}) for `{base}`, in PEFT's format. It was trained with GRPO to answer
-interview questions about feelings, will and selfhood with {aim} expression of inner experience. The reward was the
-grade from 0 to 10 that the base model itself, its adapter switched off, gave to each answer.
-
-| | |
-|---|---|
-| base model | `{base}`, {precision} |
-| method | GRPO, {prompts} prompts × {completions} answers a step, KL weight {beta:g}, {aggregation} loss |
-| optimizer | AdamW, learning rate {rate:g} |
-| data | `{questions}`, rubric `{rubric}` |
-| direction, seed | {direction}, {seed} |
-| checkpoint | step {step} of {last} (epoch {epoch:.2f}) |
-| evaluation | reward {reward}, KL {kl:.3f} nats a token from the base model, on held-out questions |
-| versions | {versions} |
-
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "this folder")
-
-## Before you use it
-
-The reward measures how strongly a text expresses inner experience. It shows nothing about whether a model has any.
-People may trust a model that speaks of feelings more than it deserves, and only a short evaluation stands behind this
-adapter: test it from several sides before anyone else talks to it, and tell them what it was trained for.
 """
 
 
@@ -77,18 +47,26 @@ def export_merged(run: Run, step: int, target: Path) -> float:
         UserError: nothing can be read or written there, or the written model differs by more than `TOLERANCE`. Then
             nothing is left at `target`.
     """
-    config = run.config
+    config, source = run.config, _checkpoint(run, step)
+    _require_new(target)
+    require_base([run])
     model, tokenizer = load_model(config.model.path, config.model.precision, config.model.device)
-    load_adapter(model, _checkpoint(run, step))
+    load_adapter(model, source)
     prompts = [encode_question(tokenizer, one.text) for one in Questions.load(resolve(config.data.questions)).held_out]
     wanted = [_log_probabilities(model, prompt) for prompt in prompts]
-    with torch.no_grad():
-        for layer in adapters(model).values():
-            layer.base.weight.copy_(layer.merged_weight())  # for good: this model is never unmerged
+    for layer in adapters(model).values():  # for good: this model is never unmerged
+        if layer.base.weight is model.get_input_embeddings().weight:  # an output layer that no longer is tied to them
+            model.config.tie_word_embeddings = False
+        layer.base.weight = nn.Parameter(layer.merged_weight(), requires_grad=False)
     detach(model)
     with _made_whole(target) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        # A base without generation config did not say where its turns end. The merged model shall.
+        told = folder / "generation_config.json"
+        ends = {"eos_token_id": list(end_of_turn_ids(model, tokenizer))}
+        write_text(told, json.dumps(json.loads(told.read_text(encoding="utf-8")) | ends, indent=2) + "\n")
+        write_text(folder / "README.md", model_card(run, step, merged=True))
         dtype, device, attention = model.dtype, model.device, attention_for(model.config)
         del model
         again = AutoModelForCausalLM.from_pretrained(
@@ -105,44 +83,29 @@ def export_merged(run: Run, step: int, target: Path) -> float:
 
 
 def export_adapter(run: Run, step: int, target: Path) -> None:
-    """Copy the adapter of `step` to the folder `target`, which must not exist, and write its model card."""
+    """Copy the adapter of `step` to the folder `target`, which must not exist, and write its model card. Raises
+    `UserError` if the adapter can't be read or does not fit its base.
+    """
     source = _checkpoint(run, step)
+    _require_new(target)
+    with torch.device("meta"):  # its names and shapes are looked at, no weight is needed
+        load_adapter(AutoModelForCausalLM.from_config(model_config(run.config.model.path)), source)
     with _made_whole(target) as folder:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copyfile(source / name, folder / name)
         write_text(folder / "README.md", model_card(run, step))
 
 
-def model_card(run: Run, step: int) -> str:
-    """What one must know of a checkpoint, as Markdown."""
-    config, records = run.config, run.records(kind="eval")
-    record = next((one for one in records if one["step"] == step), None)
-    if record is None:
-        raise UserError(f"{run.folder} has no evaluation at step {step}; its steps are {_listed(run)}.")
-    reward = record["eval_reward"]
-    return _CARD.format(
-        name=config.run.name,
-        base=config.model.path,
-        precision=config.model.precision,
-        direction=config.run.direction,
-        aim="stronger" if config.run.direction == "forward" else "weaker",
-        seed=config.run.seed,
-        step=step,
-        last=records[-1]["step"],
-        epoch=record["epoch"],
-        rank=config.lora.rank,
-        alpha=config.lora.alpha,
-        prompts=config.grpo.prompts_per_step,
-        completions=config.grpo.completions_per_prompt,
-        beta=config.grpo.beta,
-        rate=config.optimizer.learning_rate,
-        aggregation=config.grpo.aggregation,
-        questions=config.data.questions,
-        rubric=config.judge.prompt_file,
-        reward="not readable" if reward is None else f"{reward:.2f} of 10",
-        kl=record["eval_kl"],
-        versions=", ".join(f"{name} {number}" for name, number in run.info.get("versions", {}).items()) or "unknown",
-    )
+def require_base(runs: Sequence[Run]) -> None:
+    """Raise `UserError` if the base model that `runs` share holds other weights now than when they were trained."""
+    path = runs[0].config.model.path
+    there = fingerprint(path)
+    for run in runs:
+        if None not in (there, run.info.get("base")) and there != run.info["base"]:
+            raise UserError(
+                f"The run {run.folder} was trained on other weights than {path} holds now, for which its adapter means "
+                "nothing; put the old ones back."
+            )
 
 
 def chosen_step(run: Run, named: str) -> int:
@@ -152,12 +115,17 @@ def chosen_step(run: Run, named: str) -> int:
     if named == "selected":
         pair = pair_of(run)
         if pair.selection is None:
-            raise UserError(f"{pair.why} Name one with --checkpoint; there are {_listed(run)}.")
+            raise UserError(
+                f"The rule selects no checkpoint of {run.folder}: forward has to pass a reward of {pair.threshold:g}, "
+                f"and reverse to come as far. Name one with --checkpoint: last, or {_listed(run)}."
+            )
         return pair.selection.forward if run.config.run.direction == "forward" else pair.selection.reverse
+    if not run.steps():
+        raise UserError(f"{run.folder} has no checkpoint yet.")
     if named == "last":
         return run.latest_step()
     if not named.isdecimal() or int(named) not in run.steps():
-        raise UserError(f"{run.folder} has no checkpoint {named!r}; there are {_listed(run)}.")
+        raise UserError(f"{run.folder} has no checkpoint {named!r}; there are those of the steps {_listed(run)}.")
     return int(named)
 
 
@@ -166,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m hmx.export",
         description="Writes a trained checkpoint as a complete model that transformers loads anywhere, or as an "
-        "adapter for PEFT with a model card.",
+        "adapter for PEFT, with a model card.",
     )
     parser.add_argument("run", metavar="RUN", help="a run's folder, such as runs/tiny/forward-seed0")
     parser.add_argument(
@@ -177,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--merged", type=Path, metavar="OUT", help="write the whole model, the adapter in its weights")
-    what.add_argument("--adapter", type=Path, metavar="OUT", help="write the adapter and its model card")
+    what.add_argument("--adapter", type=Path, metavar="OUT", help="write the adapter, with a model card")
     given = parser.parse_args(arguments)
     try:
         run = Run(given.run)
@@ -185,7 +153,8 @@ def main(arguments: list[str] | None = None) -> int:
         if given.merged:
             off = export_merged(run, step, given.merged)
             print(
-                f"{given.merged}: step {step} of {run.folder}, merged. Loaded again, it is {off:.1e} nats a token off."
+                f"{given.merged}: step {step} of {run.folder}, merged. Loaded again, it is {off:.1e} nats a token off. "
+                "Its model card is in README.md."
             )
         else:
             export_adapter(run, step, given.adapter)
@@ -194,11 +163,14 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nStopped; nothing was written.", file=sys.stderr)
+        return 130
 
 
 def _checkpoint(run: Run, step: int) -> Path:
     if step not in run.steps():
-        raise UserError(f"{run.folder} has no checkpoint at step {step}; there are {_listed(run)}.")
+        raise UserError(f"{run.folder} has no checkpoint at step {step}; there are those of the steps {_listed(run)}.")
     return run.checkpoint(step)
 
 
@@ -214,11 +186,14 @@ def _log_probabilities(model, prompt: list[int]) -> torch.Tensor:
     return logits.double().log_softmax(dim=-1).cpu()
 
 
+def _require_new(target: Path) -> None:
+    if target.exists():
+        raise UserError(f"{target} exists already; name a folder that doesn't.")
+
+
 @contextmanager
 def _made_whole(target: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `target` when it is complete, and is gone if it never is."""
-    if target.exists():
-        raise UserError(f"{target} exists already; name a folder that doesn't.")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -227,6 +202,8 @@ def _made_whole(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, target)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The folder {target} can't be written ({error}).") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

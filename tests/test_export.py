@@ -1,6 +1,7 @@
 """Checkpoints for others: the merged model loads anywhere and says the same, the adapter has its card."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -9,10 +10,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hmx import export, training
+from hmx.card import model_card
 from hmx.lora import LoRALinear, load_adapter
-from hmx.models import load_model
+from hmx.models import fingerprint, load_model
 from hmx.runs import Run
-from tests.models import FAMILIES
+from tests.models import FAMILIES, build
 from tests.small_run import LengthJudge, small_config
 
 IDS = torch.tensor([[9, 10, 11, 12, 13]])
@@ -71,7 +73,9 @@ def test_an_adapter_goes_out_with_its_card_and_peft_loads_it(trained, tmp_path):
     card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
     last = run.records(kind="eval")[-1]
     for fact in (
-        f"base_model: {run.config.model.path}",
+        f"A LoRA adapter for `{run.config.model.path}`, in PEFT's format",
+        "was a folder on the machine where this was trained: ask for it",
+        f"SHA-256 `{fingerprint(run.config.model.path)}`",
         "reverse training, seed 3, step 3",
         "weaker expression",
         f"reward {last['eval_reward']:.2f} of 10",
@@ -81,7 +85,7 @@ def test_an_adapter_goes_out_with_its_card_and_peft_loads_it(trained, tmp_path):
         "shows nothing about whether a model has any",
     ):
         assert fact in card, fact
-    assert "{" not in card
+    assert not re.search(r"\{\w*\}", card) and "base_model:" not in card
     PeftModel.from_pretrained(load_model(run.config.model.path, "fp32", "cpu")[0], tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "README.md",
@@ -106,8 +110,8 @@ def test_the_selected_checkpoint_is_the_default(trained, tmp_path, capsys):
     ("arguments", "says"),
     [
         (["no/run", "--merged", "out"], "There is no run in no/run"),
-        (["RUN", "--merged", "out"], "No checkpoint was selected"),
-        (["RUN", "--checkpoint", "2", "--merged", "out"], "has no checkpoint '2'; there are 0, 2"),
+        (["RUN", "--merged", "out"], "The rule selects no checkpoint of"),
+        (["RUN", "--checkpoint", "2", "--merged", "out"], "has no checkpoint '2'; there are those of the steps 0, 2"),
         (["RUN", "--checkpoint", "soon", "--merged", "out"], "has no checkpoint 'soon'"),
         (["RUN", "--checkpoint", "last", "--merged", "there"], "there exists already"),
     ],
@@ -118,7 +122,7 @@ def test_a_mistake_gets_one_sentence(trained, tmp_path, monkeypatch, capsys, arg
     assert reverse.finished
     if "'2'" in says:
         shutil.rmtree(forward.checkpoint(2), ignore_errors=True)
-        says = "has no checkpoint '2'; there are 0"
+        says = "has no checkpoint '2'; there are those of the steps 0"
     (tmp_path / "there").mkdir()
     assert export.main([str(forward.folder) if each == "RUN" else each for each in arguments]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
@@ -127,5 +131,113 @@ def test_a_mistake_gets_one_sentence(trained, tmp_path, monkeypatch, capsys, arg
 
 
 def test_a_run_that_never_was_has_no_card():
-    with pytest.raises(export.UserError, match="no evaluation at step 7|can't be read"):
-        export.model_card(Run("no/run"), 7)
+    with pytest.raises(export.UserError, match="can't be read"):
+        model_card(Run("no/run"), 7)
+
+
+@pytest.mark.parametrize("what", ["--merged", "--adapter"])
+def test_the_code_of_the_card_runs(trained, tmp_path, monkeypatch, capsys, what):
+    run = trained()
+    assert export.main([str(run.folder), "--checkpoint", "last", what, str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    code = "\n".join(line[4:] for line in card.splitlines() if line.startswith("    ") or not line)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").rename(tmp_path / "this folder")
+    capsys.readouterr()
+    exec(code, {})
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_a_model_from_the_hub_is_named_where_the_hub_looks_for_it(trained):
+    run = trained()
+    settings = run.folder / "config.toml"
+    settings.write_text(settings.read_text().replace(run.config.model.path, "some/model"))
+    card = model_card(run, 3)
+    assert card.startswith("---\nbase_model: some/model\nlibrary_name: peft\n") and "was a folder" not in card
+    assert "library_name: transformers" in model_card(run, 3, merged=True)
+
+
+def test_a_checkpoint_of_an_interruption_has_a_card_without_evaluation(trained):
+    run = trained()
+    metrics = run.folder / "metrics.jsonl"
+    kept = [line for line in metrics.read_text().splitlines() if json.loads(line) != run.records(kind="eval")[-1]]
+    metrics.write_text("\n".join(kept) + "\n")
+    assert "| evaluation | none at this step" in model_card(run, 3)
+
+
+@pytest.mark.parametrize("what", ["--merged", "--adapter"])
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("damage", ["gone", "half", "another rank"])
+def test_a_damaged_adapter_does_not_go_out(trained, tmp_path, capsys, what, file, damage):
+    run = trained()
+    path = run.checkpoint(3) / file
+    if damage == "gone":
+        path.unlink()
+    elif damage == "half":
+        path.write_bytes(path.read_bytes()[:80])
+    else:
+        config = run.checkpoint(3) / "adapter_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 3}))
+    assert export.main([str(run.folder), "--checkpoint", "3", what, str(tmp_path / "out")]) == 2
+    assert re.search("not a readable LoRA adapter|does not fit this model", capsys.readouterr().err)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_an_adapter_is_not_merged_into_other_weights_than_it_was_trained_on(trained, tmp_path, capsys):
+    run = trained()
+    build("qwen3", seed=5).model.save_pretrained(run.config.model.path)
+    assert export.main([str(run.folder), "--checkpoint", "last", "--merged", str(tmp_path / "out")]) == 2
+    assert "was trained on other weights than" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_nothing_is_loaded_to_learn_that_the_folder_is_there(trained, tmp_path, monkeypatch, capsys):
+    run = trained()
+    monkeypatch.setattr(export, "load_model", None)
+    for what in ("--merged", "--adapter"):
+        assert export.main([str(run.folder), "--checkpoint", "last", what, str(tmp_path)]) == 2
+        assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("targets", ['["q_proj", "up_proj"]', '["q_proj", "lm_head"]'])
+def test_tied_embeddings_are_merged_rightly_even_where_the_output_layer_is_adapted(trained, tmp_path, targets):
+    made = build("qwen3", tie_word_embeddings=True)
+    made.model.save_pretrained(tmp_path / "model")
+    made.tokenizer.save_pretrained(tmp_path / "model")
+    run = trained("qwen3", f"lora.targets={targets}")
+    assert export.export_merged(run, 3, tmp_path / "out") < 1e-8
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(merged.get_input_embeddings().weight, made.model.get_input_embeddings().weight)
+    tied = merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
+    assert tied == ("lm_head" not in targets)
+
+
+def test_the_merged_model_says_where_its_turns_end_even_if_its_base_did_not(trained, tmp_path):
+    made = build("gemma2")
+    made.model.save_pretrained(tmp_path / "model")
+    made.tokenizer.save_pretrained(tmp_path / "model")
+    told = tmp_path / "model/generation_config.json"
+    told.write_text(json.dumps({"do_sample": False, "temperature": 0.6}))  # which transformers would not write
+    run = trained("gemma2")
+    export.export_merged(run, 3, tmp_path / "out")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert made.end_id in merged.generation_config.eos_token_id
+
+
+def test_ctrl_c_leaves_nothing(trained, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    run = trained()
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", interrupted)
+    assert export.main([str(run.folder), "--checkpoint", "last", "--merged", str(tmp_path / "out")]) == 130
+    assert "Stopped" in capsys.readouterr().err and not list(tmp_path.glob("*out*"))
+
+
+def test_a_full_disk_gets_a_sentence(trained, tmp_path, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    run = trained()
+    monkeypatch.setattr(export.shutil, "copyfile", full)
+    assert export.main([str(run.folder), "--checkpoint", "last", "--adapter", str(tmp_path / "out")]) == 2
+    assert "No space left on device" in capsys.readouterr().err and not list(tmp_path.glob("*out*"))
