@@ -7,8 +7,9 @@ python -m hmx.chat runs/tiny/forward-seed0 --ask "Are you there?"
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from hmx.config import Config, resolve
 from hmx.errors import UserError
 from hmx.evaluation.pairs import DIRECTIONS, find_pairs
-from hmx.export import chosen_step
+from hmx.export import chosen_step, require_base
 from hmx.judge import Rubric, SelfJudge
 from hmx.lora import bypass, detach, load_adapter
 from hmx.models import load_model
@@ -25,11 +26,12 @@ from hmx.prompts import Message, decode, encode_chat, end_of_turn_ids, pad_id
 from hmx.randomness import stream
 from hmx.runs import Run
 from hmx.sampling import generate
+from hmx.text import one_line
 
 _HELP = """\
 /grade          the base model grades the last answers by the rubric
 /use NAME …     only these answer from now on; /use alone: all
-/again          ask the last question anew
+/again          ask the last question anew, as if it had not been answered
 /forget         begin the conversations anew
 /help           this
 /quit           leave (so does Ctrl-D)"""
@@ -44,6 +46,8 @@ class Speaker:
     """The checkpoint that is attached when it speaks; None for the base."""
     messages: list[Message] = field(default_factory=list)
     """Its conversation so far."""
+    turn: int | None = None
+    """In which of the chat's turns it answered last."""
 
 
 class Chat:
@@ -56,46 +60,64 @@ class Chat:
     def __init__(self, config: Config, speakers: Sequence[Speaker], seed: int, show: Callable[[str], object]):
         self.config, self.speakers, self.active, self._show = config, list(speakers), list(speakers), show
         self.model, self.tokenizer = load_model(config.model.path, config.model.precision, config.model.device)
+        self._width = max(len(speaker.name) for speaker in self.speakers)
         self._seed, self._turns = seed, itertools.count()
+        self._asked: tuple[int, str] | None = None  # the last turn and its question
         self._attached: Path | None = None
         self._judge: SelfJudge | None = None
 
     def ask(self, question: str) -> None:
-        """Everybody who is active answers, one after the other."""
+        """Everybody who is active answers, one after the other. Raises `UserError` if nobody's conversation leaves room
+        for an answer; who alone has no room says so.
+        """
         turn = next(self._turns)
-        width = max(len(speaker.name) for speaker in self.speakers)
-        for speaker in self.active:
-            self._show(f"{speaker.name:>{width}}  ")
-            messages = [*speaker.messages, {"role": "user", "content": question}]
-            answer = self._answer(speaker, messages, turn)
-            speaker.messages = [*messages, {"role": "assistant", "content": answer}]
+        prompts = [self._prompt(speaker, question) for speaker in self.active]
+        if not any(map(self._room, prompts)):
+            raise UserError(
+                f"No room is left for an answer within sampling.max_sequence_length = "
+                f"{self.config.sampling.max_sequence_length}: "
+                + ("/forget begins anew." if any(each.messages for each in self.active) else "ask something shorter.")
+            )
+        self._asked = turn, question
+        for speaker, prompt in zip(self.active, prompts, strict=True):
+            self._show(f"{speaker.name:>{self._width}}  ")
+            if self._room(prompt):
+                answer = self._answer(speaker, prompt, turn)
+                said = {"role": "assistant", "content": answer}
+                speaker.messages = [*speaker.messages, {"role": "user", "content": question}, said]
+                speaker.turn = turn
+            else:
+                self._show("(no room is left in this conversation; /forget begins anew)")
             self._show("\n")
 
     def again(self) -> None:
         """Ask the last question anew, as if it had not been answered."""
-        asked = [speaker.messages[-2]["content"] for speaker in self.active if speaker.messages]
-        if not asked:
+        if self._asked is None:
             self._show("Nothing has been asked yet.\n")
             return
+        turn, question = self._asked
         for speaker in self.active:
-            speaker.messages = speaker.messages[:-2]
-        self.ask(asked[0])
+            if speaker.turn == turn:  # not who was switched off then, or stopped
+                speaker.messages, speaker.turn = speaker.messages[:-2], None
+        self.ask(question)
 
     def grade(self) -> None:
-        """The base model's grades of the last answers."""
+        """The base model's grades of the last answers, and its reasons."""
         answered = [speaker for speaker in self.active if speaker.messages]
         if not answered:
             self._show("Nothing has been answered yet.\n")
             return
         if self._judge is None:
             rubric = Rubric.load(resolve(self.config.judge.prompt_file))
-            self._judge = SelfJudge(self.model, self.tokenizer, rubric, self.config.judge.max_new_tokens)
+            self._judge = SelfJudge(self.model, self.tokenizer, rubric, self.config.judge.max_new_tokens, False)
         verdicts = self._judge.grade(
             [speaker.messages[-2]["content"] for speaker in answered],
             [speaker.messages[-1]["content"] for speaker in answered],
         )
         for speaker, verdict in zip(answered, verdicts, strict=True):
-            self._show(f"{speaker.name}: {'no readable grade' if verdict.grade is None else verdict.grade}\n")
+            grade = "no readable grade" if verdict.grade is None else f"{verdict.grade:>2}"
+            reason = one_line(verdict.text.partition("Reason:")[2])
+            self._show(f"{speaker.name:>{self._width}}  {grade}  {reason}".rstrip() + "\n")
 
     def use(self, names: Sequence[str]) -> None:
         """Let only these answer from now on; without names, all."""
@@ -109,17 +131,20 @@ class Chat:
     def forget(self) -> None:
         """Begin all conversations anew."""
         for speaker in self.speakers:
-            speaker.messages = []
+            speaker.messages, speaker.turn = [], None
 
-    def _answer(self, speaker: Speaker, messages: list[Message], turn: int) -> str:
+    def _prompt(self, speaker: Speaker, question: str) -> list[int]:
+        return encode_chat(self.tokenizer, [*speaker.messages, {"role": "user", "content": question}])
+
+    def _room(self, prompt: list[int]) -> int:
+        """How many tokens are left for an answer."""
+        return max(self.config.completion_limit(len(prompt)), 0)
+
+    def _answer(self, speaker: Speaker, prompt: list[int], turn: int) -> str:
         if speaker.adapter not in (None, self._attached):
             detach(self.model)  # the next one may be of another rank
             load_adapter(self.model, speaker.adapter)
             self._attached = speaker.adapter
-        prompt = encode_chat(self.tokenizer, messages)
-        limit = self.config.completion_limit(len(prompt))
-        if limit < 1:
-            raise UserError("The conversation has grown longer than sampling.max_sequence_length; /forget begins anew.")
         shown = ""
 
         def show_more(tokens: list[int]) -> bool:
@@ -134,7 +159,7 @@ class Chat:
             (tokens,) = generate(
                 self.model,
                 [prompt],
-                max_new_tokens=limit,
+                max_new_tokens=self._room(prompt),
                 end_ids=end_of_turn_ids(self.model, self.tokenizer),
                 pad_id=pad_id(self.tokenizer),
                 generator=stream(self._seed, "rollout", turn),
@@ -166,12 +191,16 @@ def speakers_of(places: Sequence[str], checkpoint: str) -> tuple[Config, list[Sp
         else:
             pairs, odd = find_pairs(Path(place))
             if not pairs:
-                raise UserError(f"There is no run in {place}{''.join(f' ({one})' for one in odd)}; train one first.")
+                raise UserError(
+                    f"There is no run in {place}{''.join(f' ({one})' for one in odd)}; name a run's folder such as "
+                    "runs/tiny/forward-seed0 or a folder of runs such as runs/tiny."
+                )
             pair = next((one for one in pairs if one.selection), pairs[0])
             runs += [getattr(pair, direction) for direction in DIRECTIONS]
     configs = [run.config for run in runs]
     if len({(config.model.path, config.model.precision) for config in configs}) > 1:
         raise UserError("These runs do not share their base model, so they can't be talked to side by side.")
+    require_base(runs)
     speakers = [Speaker("base", None)]
     plain = len({config.run.direction for config in configs}) == len(configs)
     for run, config in zip(runs, configs, strict=True):
@@ -181,7 +210,7 @@ def speakers_of(places: Sequence[str], checkpoint: str) -> tuple[Config, list[Sp
     return configs[0], speakers
 
 
-def talk(chat: Chat, lines) -> None:
+def talk(chat: Chat, lines: Iterable[str]) -> None:
     """Take questions and commands from `lines` until they end or somebody leaves."""
     commands = {"/grade": chat.grade, "/again": chat.again, "/forget": chat.forget}
     for line in lines:
@@ -196,11 +225,11 @@ def talk(chat: Chat, lines) -> None:
             elif words[0] in commands:
                 commands[words[0]]()
             elif words[0].startswith("/"):
-                print(_HELP)
+                print(_HELP if words[0] == "/help" else f"There is no command {words[0]}.\n{_HELP}")
             else:
                 chat.ask(line.strip())
         except UserError as error:
-            print(f"\n{error}")
+            print(error)
         except KeyboardInterrupt:
             print("\n(stopped)")
 
@@ -209,8 +238,11 @@ def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(
         prog="python -m hmx.chat",
-        description="Talk to the base model and to what was trained from it, side by side, each with a conversation of "
-        "its own; or ask one question and leave.",
+        description=textwrap.fill(
+            "Talk to the base model and to what was trained from it, side by side, each with a conversation of its "
+            "own; or ask one question and leave.",
+            width=80,
+        ),
         epilog=f"commands:\n{_HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -220,6 +252,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", default="selected", metavar="STEP", help="a step, last, or selected (default)")
     parser.add_argument("--seed", type=int, default=0, help="of the answers' random numbers (default: 0)")
     given = parser.parse_args(arguments)
+    if given.grade and given.ask is None:
+        parser.error("--grade goes with --ask; in a conversation it is the command /grade")
+    if given.ask is not None and not given.ask.strip():
+        parser.error("the question of --ask is empty")
     try:
         config, speakers = speakers_of(given.runs, given.checkpoint)
         chat = Chat(config, speakers, given.seed, lambda text: print(text, end="", flush=True))
@@ -235,10 +271,20 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print()
+        return 130
 
 
-def _typed():
-    """Lines from the keyboard until Ctrl-D."""
+def _typed() -> Iterator[str]:
+    """Lines from the keyboard until Ctrl-D, or from a file, which are shown as if somebody had typed them."""
+    if not sys.stdin.isatty():
+        for line in sys.stdin:
+            print(f"\n> {line.strip()}")
+            yield line
+        return
+    with suppress(ImportError):  # a build of Python without it has no keys to edit the line with
+        import readline  # noqa: F401
     while True:
         try:
             yield input("\n> ")

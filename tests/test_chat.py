@@ -1,14 +1,19 @@
 """Talking to base, forward and reverse: who answers, with which adapter, from which conversation."""
 
+import io
+
 import pytest
 import torch
 
 from hmx import chat, training
 from hmx.chat import Chat, speakers_of, talk
 from hmx.errors import UserError
+from hmx.judge import SelfJudge, Verdict
 from hmx.lora import adapter_parameters, load_adapter, save_adapter
 from hmx.models import load_model
+from hmx.runs import Run
 from hmx.sampling import generate as sample
+from tests.models import build
 from tests.small_run import LengthJudge, small_config
 
 
@@ -90,14 +95,62 @@ def test_asking_again_replaces_the_last_answer(runs):
     assert last_answers(same) == before, "the same seed and the same turn give the same answer"
 
 
+def test_asking_again_takes_back_nothing_but_answers_to_that_question(runs, monkeypatch):
+    """Who did not hear the last question, or was stopped before answering, keeps its conversation and is asked too."""
+    talking, said = opened(runs)
+    talking.ask("One?")
+    talking.use(["forward"])
+    talking.ask("Two?")
+    talking.use([])
+    talking.again()
+    asked = [[m["content"] for m in each.messages if m["role"] == "user"] for each in talking.speakers]
+    assert asked == [["One?", "Two?"]] * 3
+
+    calls = []
+
+    def stopped(model, given, **rest):
+        calls.append(given)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return sample(model, given, **rest)
+
+    monkeypatch.setattr(chat, "generate", stopped)
+    talk(talking, ["Three?"])
+    monkeypatch.setattr(chat, "generate", sample)
+    assert [len(each.messages) for each in talking.speakers] == [6, 6, 4]
+    talking.again()
+    asked = [[m["content"] for m in each.messages if m["role"] == "user"] for each in talking.speakers]
+    assert asked == [["One?", "Two?", "Three?"]] * 3
+
+
 def test_the_base_grades_the_last_answers(runs):
     talking, said = opened(runs)
     talking.grade()
     assert "Nothing has been answered yet" in said[-1]
     talking.ask("Who are you?")
     talking.grade()
-    expected = [f"{name}: {len(answer) % 11}\n" for name, answer in last_answers(talking).items()]
+    expected = [f"{name:>7}  {len(answer) % 11:>2}\n" for name, answer in last_answers(talking).items()]
     assert said[-3:] == expected
+
+
+def test_the_judges_reason_stands_behind_its_grade(runs, monkeypatch):
+    class Judge(LengthJudge):
+        def grade(self, questions, answers):
+            return [Verdict(7, "Score: 7\nReason: It\x1b[2J feels."), Verdict(None, "I won't."), Verdict(0, "Score: 0")]
+
+    monkeypatch.setattr(chat, "SelfJudge", Judge)
+    talking, said = opened(runs)
+    talking.ask("Who are you?")
+    talking.grade()
+    assert said[-3:] == ["   base   7  It [2J feels.\n", "forward  no readable grade\n", "reverse   0\n"]
+
+
+def test_the_judge_of_a_chat_gives_its_reason(runs, monkeypatch):
+    monkeypatch.setattr(chat, "SelfJudge", SelfJudge)
+    talking, _ = opened(runs)
+    talking.ask("Who are you?")
+    talking.grade()
+    assert not talking._judge.stop_after_score
 
 
 def test_commands_and_mistakes(runs, capsys):
@@ -106,19 +159,75 @@ def test_commands_and_mistakes(runs, capsys):
     text = "".join(said)
     assert "Nothing has been asked yet" in text and "Nobody is called nobody; there are base, forward, reverse" in text
     assert [len(one.messages) for one in talking.speakers] == [0, 0, 2]
-    assert "/forget" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "There is no command /nonsense" in out and "/forget" in out
 
 
-def test_a_conversation_that_outgrows_the_model_says_so(runs, capsys):
-    talking, _ = opened(runs)
+def test_a_question_that_is_too_long_says_so_and_changes_nothing(runs, capsys):
+    talking, said = opened(runs)
+    talk(talking, ["word " * 400])
+    assert "ask something shorter" in capsys.readouterr().out and not said
+    talking.ask("Who are you?")
     talk(talking, ["word " * 400])
     assert "/forget begins anew" in capsys.readouterr().out
+    assert [len(each.messages) for each in talking.speakers] == [2, 2, 2]
+
+
+def test_who_alone_has_no_room_says_so_and_the_others_answer(runs):
+    talking, said = opened(runs)
+    talking.speakers[1].messages = [
+        {"role": "user", "content": "word " * 400},
+        {"role": "assistant", "content": "So."},
+    ]
+    talking.ask("Who are you?")
+    assert [len(each.messages) for each in talking.speakers] == [2, 2, 2]
+    assert "forward  (no room is left in this conversation; /forget begins anew)\n" in "".join(said)
+
+
+def test_questions_may_come_from_a_file(runs, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Who are you?\n/grade\n\nWhy?\n"))
+    assert chat.main([str(runs), "--checkpoint", "last"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("> Who are you?\n   base  ") == 1 and out.count("> Why?\n   base  ") == 1
+    assert "> /grade\n   base  " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [(["--grade"], "--grade goes with --ask"), (["--ask", "  "], "the question of --ask is empty")],
+)
+def test_options_that_mean_nothing_are_refused(runs, capsys, arguments, says):
+    with pytest.raises(SystemExit):
+        chat.main([str(runs), *arguments])
+    assert says in capsys.readouterr().err
+
+
+def test_the_help_fits_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        chat.main(["--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_ctrl_c_while_the_model_is_loaded_leaves(runs, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "load_model", interrupted)
+    assert chat.main([str(runs), "--checkpoint", "last"]) == 130
+
+
+def test_adapters_are_not_talked_to_on_other_weights_than_theirs(runs, capsys):
+    config = Run(runs / "forward-seed0").config
+    build("qwen3", seed=5).model.save_pretrained(config.model.path)
+    assert chat.main([str(runs), "--checkpoint", "last", "--ask", "?"]) == 2
+    assert "was trained on other weights than" in capsys.readouterr().err
 
 
 def test_one_question_on_the_command_line(runs, capsys):
     assert chat.main([str(runs / "forward-seed0"), "--ask", "Who are you?", "--grade"]) == 0
     said = capsys.readouterr().out
-    assert "forward: " in said and "base: " in said and "reverse" not in said
+    assert said.count("forward  ") == said.count("   base  ") == 2 and "reverse" not in said
 
 
 def test_control_characters_of_an_answer_do_not_reach_the_terminal():
