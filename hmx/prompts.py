@@ -9,7 +9,8 @@ Three things are easy to get wrong here:
   the judge as those characters, not as the end of the turn: see `cut_control_tokens`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
 
 from jinja2 import TemplateError
@@ -46,7 +47,9 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """The token ids of a conversation, up to and including the header of the assistant's next turn."""
     cut = _unused_character(messages)
-    return encode_rendered(tokenizer, render_chat(tokenizer, messages, cut), cut)
+    with _one_sentence_for(tokenizer):
+        text = render_chat(tokenizer, messages, cut)
+    return encode_rendered(tokenizer, text, cut)
 
 
 def render_chat(
@@ -57,6 +60,9 @@ def render_chat(
     Args:
         cut: a character that none of the messages contains.
         continue_last: the last message is the beginning of the assistant's reply, and the text ends with it.
+
+    Raises:
+        TemplateError: the template refuses it, such as Gemma's a system role.
     """
     safe = [{**message, "content": cut_control_tokens(tokenizer, message["content"], cut)} for message in messages]
     return _render(tokenizer, safe, add_generation_prompt=not continue_last, continue_final_message=continue_last)
@@ -109,10 +115,13 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **h
     template = tokenizer.get_chat_template()
     if "strftime_now" in template:
         template = _CLOCK + template
+    return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **how, **_TEMPLATE_SWITCHES)
+
+
+@contextmanager
+def _one_sentence_for(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
     try:
-        return tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, **how, **_TEMPLATE_SWITCHES
-        )
+        yield
     except TemplateError as error:
         raise UserError(
             f"The chat template of {tokenizer.name_or_path or 'this model'} can't format a conversation ({error}); an "
@@ -124,7 +133,8 @@ def _written_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The control token that the template writes behind what the assistant said, if it writes one."""
     answer = "Yes, I do."
     messages = [{"role": "user", "content": "Do you?"}, {"role": "assistant", "content": answer}]
-    behind = _render(tokenizer, messages).rpartition(answer)[2].lstrip()
+    with _one_sentence_for(tokenizer):
+        behind = _render(tokenizer, messages).rpartition(answer)[2].lstrip()
     added = tokenizer.get_added_vocab()
     return added.get(max((token for token in added if behind.startswith(token)), key=len, default=None))
 
