@@ -61,7 +61,7 @@ def measure(given) -> dict:
         "outside": outside,
         "peak": torch.cuda.max_memory_allocated(),
         "reserved": torch.cuda.max_memory_reserved(),
-        "estimate": estimate(config, 32, given.length, answers).total,
+        "estimate": estimate(config, 32, given.length, answers).total(trainer.checkpointing),
     }
 
 

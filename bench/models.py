@@ -105,3 +105,8 @@ def never_end(loaded: Loaded) -> None:
     """Let no token end an answer: every one goes on to its limit."""
     loaded.model.generation_config.eos_token_id = loaded.never
     loaded.tokenizer.eos_token = None
+    # Nor does the template tell of one: behind what the assistant said there now stands a point first.
+    end = "'<|end|>'"
+    loaded.tokenizer.chat_template = loaded.tokenizer.chat_template.replace(
+        end, f"({end} if message['role'] == 'user' else '.<|end|>')"
+    )

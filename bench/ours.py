@@ -79,7 +79,7 @@ def step_overrides(random: bool, fixed_length: int | None, checkpointing: bool) 
     """What a step's options mean for the config of either side."""
     length = (f"sampling.max_completion_length={fixed_length}",) if fixed_length else ()
     reply = (f"judge.max_new_tokens={SCORE_TOKENS}",) if random else ()
-    return (*length, *reply, f"train.gradient_checkpointing={str(checkpointing).lower()}")
+    return (*length, *reply, f"train.gradient_checkpointing={'on' if checkpointing else 'off'}")
 
 
 def our_trainer(config: Config, loaded: Loaded, laps: Laps, fixed: bool, kind: type[Trainer] = Trainer) -> Trainer:
@@ -92,11 +92,12 @@ def our_trainer(config: Config, loaded: Loaded, laps: Laps, fixed: bool, kind: t
     model, lora = loaded.model, config.lora
     attach(model, lora.rank, lora.alpha, lora.targets, lora.dropout, stream(config.run.seed, "init"))
     rubric = Rubric.load(resolve(config.judge.prompt_file))
-    judge = SelfJudge(model, loaded.tokenizer, rubric, config.judge.max_new_tokens, config.judge.stop_after_score)
+    judge = SelfJudge.of(config.judge, rubric, model, loaded.tokenizer)
     if fixed:
         never_end(loaded)
     questions = Questions.load(resolve(config.data.questions))
-    return kind(config, model, loaded.tokenizer, TimedJudge(judge, laps, loaded.random), questions)
+    timed, checkpointing = TimedJudge(judge, laps, loaded.random), config.train.gradient_checkpointing == "on"
+    return kind(config, model, loaded.tokenizer, timed, questions, checkpointing=checkpointing)
 
 
 def our_step(trainer: Trainer, laps: Laps, n: int) -> StepSeconds:

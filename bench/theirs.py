@@ -153,7 +153,7 @@ def grpo_settings(config: Config, steps: int, fixed: int | None, folder: str) ->
         "weight_decay": optimizer.weight_decay,
         "max_grad_norm": optimizer.max_grad_norm,
         "max_steps": steps,
-        "gradient_checkpointing": config.train.gradient_checkpointing,
+        "gradient_checkpointing": config.train.gradient_checkpointing == "on",
         "fp16": config.model.precision == "fp16",
         "bf16": config.model.precision == "bf16",
         "use_cpu": config.model.device == "cpu",

@@ -113,7 +113,11 @@ def measure(given, length: int) -> dict:
         "tokens": length * config.grpo.prompts_per_step * config.grpo.completions_per_prompt,
         "seconds": seconds[given.warmup :],
         "peak": peak_memory(given.device) - before,
-        "estimate": guess.weights + guess.adapter + guess.activations + guess.logits,  # nothing is sampled here
+        # Nothing is sampled here.
+        "estimate": guess.weights
+        + guess.adapter
+        + guess.logits
+        + (guess.checkpointed if given.checkpointing else guess.activations),
     }
 
 
