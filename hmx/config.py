@@ -284,13 +284,13 @@ def _config(raw: dict, where: str) -> Config:
     values = {}
     for name, content in raw.items():
         if name not in sections:
-            raise UserError(f"{where}: there is no section [{name}]{_nearest(name, sections)}.")
+            raise UserError(f"{where}: there is no section [{name}]{_nearest(name, sections)}")
         if not isinstance(content, dict):
             raise UserError(f"{where}: [{name}] must be a section with keys, not the value {content!r}.")
         options = {option.name: option for option in dataclasses.fields(sections[name])}
         for option in content:
             if option not in options:
-                raise UserError(f"{where}: there is no key {name}.{option}{_nearest(option, options)}.")
+                raise UserError(f"{where}: there is no key {name}.{option}{_nearest(option, options)}")
         values[name] = sections[name](
             **{
                 option: _checked(options[option], value, f"{where}: {name}.{option}")
@@ -320,7 +320,7 @@ def _within(limits: Mapping[str, Any], value: Any, where: str) -> Any:
     if "choices" in limits and value not in limits["choices"]:
         raise UserError(
             f"{where} must be one of {', '.join(map(repr, limits['choices']))}, not "
-            f"{value!r}{_nearest(value, limits['choices'])}."
+            f"{value!r}{_nearest(value, limits['choices'])}"
         )
     for limit, holds, words in (
         ("least", lambda bound: value >= bound, "at least"),
@@ -355,7 +355,7 @@ def _value(text: str) -> Any:
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(map(str, known))}"
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(map(str, known))}."
 
 
 def _check_together(config: Config) -> None:

@@ -11,6 +11,7 @@ from hmx.config import PROJECT, Config, resolve, to_toml
 from hmx.errors import UserError
 from hmx.grpo.packing import LONGEST, packable
 from hmx.grpo.schedule import evaluation_steps, total_steps
+from hmx.judge.rubric import Rubric
 from hmx.lora import adapter_parameters, attach
 from hmx.models import attention_for, model_config, require_room
 from hmx.precision import DTYPES, autocast
@@ -22,6 +23,7 @@ _LABELS = {
     "weights": "base weights",
     "adapter": "adapter, its gradients, AdamW's moments",
     "sampling": "sampling: keys, values, probabilities",
+    "judging": "judging: the same",
     "activations": "activations of a training micro-batch",
     "checkpointed": "the same, computed again on the way back",
     "logits": "one chunk of logits",
@@ -41,6 +43,8 @@ class Estimate:
     """A and B, their gradients and AdamW's two moments, all FP32."""
     sampling: int
     """Keys and values of the answers of a step or an evaluation at their longest, and one token's probabilities."""
+    judging: int
+    """The same for the judge, who reads the rubric, the question and the answer, and writes its reply."""
     activations: int
     """What the training pass of one micro-batch keeps for its way back."""
     checkpointed: int
@@ -49,9 +53,9 @@ class Estimate:
     """One chunk of the output layer: the logits in FP32, their softmax, and their gradient."""
 
     def total(self, checkpointing: bool) -> int:
-        """Bytes at the peak. Sampling and training don't happen at the same time."""
+        """Bytes at the peak. Sampling, judging and training don't happen at the same time."""
         kept = self.checkpointed if checkpointing else self.activations
-        return self.weights + self.adapter + max(self.sampling, kept + self.logits)
+        return self.weights + self.adapter + max(self.sampling, self.judging, kept + self.logits)
 
 
 def architecture(path: str) -> PreTrainedConfig:
@@ -91,14 +95,16 @@ def estimate(config: Config, prompt: int, completion: int, evaluated: int = 0) -
         fits = packable(model, packed) and rows * (prompt + completion) <= LONGEST
         kept = _kept(model, *((1, packed) if fits else (rows, prompt + completion)))
     inputs = (packed if fits else rows * (prompt + completion)) * shapes.hidden_size * dtype.itemsize  # of one layer
-    sampled = max(answers, evaluated)
+    # A token's logits, their softmax in FP32 and FP64, and its cumulative sum.
+    row = shapes.vocab_size * (dtype.itemsize + 4 + 8 + 8)
+    judged = prompt + completion + _tokens(Rubric.load(resolve(config.judge.prompt_file)).prompt)
     return Estimate(
         parameters=parameters,
         trainable=trainable,
         weights=parameters * dtype.itemsize,
         adapter=4 * 4 * trainable,
-        # A token's logits, their softmax in FP32 and FP64, and its cumulative sum.
-        sampling=sampled * ((prompt + completion) * cache + shapes.vocab_size * (dtype.itemsize + 4 + 8 + 8)),
+        sampling=max(answers, evaluated) * ((prompt + completion) * cache + row),
+        judging=max(answers, evaluated) * ((judged + config.judge.max_new_tokens) * cache + row),
         activations=kept,
         checkpointed=shapes.num_hidden_layers * inputs + kept // shapes.num_hidden_layers,
         logits=3 * 4 * min(256, rows * completion) * shapes.vocab_size,
@@ -140,11 +146,16 @@ def checkpoints(config: Config, device: torch.device) -> bool:
     return needed > 0.9 * torch.cuda.mem_get_info(device)[1]
 
 
+def _tokens(text: str) -> int:
+    """Roughly, and rather too many."""
+    return len(text) // 3
+
+
 def _lengths(config: Config, questions: Questions) -> tuple[int, int]:
     """The longest prompt in tokens, roughly, with the template around it, and the longest answer behind it: no
     tokenizer is needed.
     """
-    longest = max(len(question.text) for question in (*questions.train, *questions.held_out)) // 3 + 32
+    longest = max(_tokens(question.text) for question in (*questions.train, *questions.held_out)) + 32
     limit = config.completion_limit(longest)
     if limit < 1:
         raise UserError(

@@ -279,8 +279,12 @@ def _slides_within(model, length: int) -> bool:
     Such a window is counted in slots of the cache, and padding between a shared prefix and the rest of a prompt would
     take some of them; padding in front does no harm.
     """
-    sliding = "sliding_attention" in (getattr(model.config, "layer_types", None) or ())
-    return sliding and model.config.sliding_window < length
+    config = model.config
+    window = getattr(config, "sliding_window", None)
+    if not window or not getattr(config, "use_sliding_window", True):
+        return False
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]  # Mistral names none: all of its layers slide
+    return "sliding_attention" in kinds and window < length
 
 
 def _stopped(stop: Callable[[list[int]], bool], tokens: torch.Tensor, active: torch.Tensor) -> torch.Tensor:

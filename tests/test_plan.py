@@ -10,6 +10,7 @@ from hmx.config import load_config
 from hmx.errors import UserError
 from hmx.grpo import packing
 from hmx.grpo.logprobs import token_logprobs
+from hmx.judge import Rubric
 from hmx.lora import attach
 from hmx.models import model_config
 from hmx.plan import architecture, checkpoints, describe, estimate, gib
@@ -54,8 +55,10 @@ def test_the_parts_of_the_estimate_counted_by_hand():
     assert found.adapter == 4 * 4 * found.trainable  # FP32: A and B, gradient, two moments
     probabilities = 151_936 * (2 + 4 + 8 + 8)  # FP16 logits, softmax in FP32 and FP64, cumulative sum
     assert found.sampling == 8 * (2 * 28 * kv * (64 + 256) * 2 + probabilities)
-    assert found.total(False) == found.weights + found.adapter + max(found.sampling, found.activations + found.logits)
-    assert found.total(True) == found.total(False) - found.activations + found.checkpointed
+    rubric = len(Rubric.load(config.judge.prompt_file).prompt) // 3
+    assert found.judging == 8 * (2 * 28 * kv * (64 + 256 + rubric + 64) * 2 + probabilities)
+    assert found.total(False) == found.weights + found.adapter + found.activations + found.logits
+    assert found.total(True) == found.weights + found.adapter + max(found.judging, found.checkpointed + found.logits)
 
 
 def test_longer_answers_and_more_rows_need_more_and_checkpointing_less():

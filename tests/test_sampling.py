@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from transformers import MistralConfig, MistralForCausalLM
 
+from hmx.errors import UserError
 from hmx.lora import attach, bypass
 from hmx.sampling import Completions, Prefix, generate, pad_left, positions, sample_token
 from tests import models
@@ -256,6 +258,22 @@ def test_a_shared_prefix_changes_nothing_under_a_sliding_window():
     assert sample(model, prompts, temperature=0.0, prefix=Prefix.of(model, shared)).rows() == plain.rows()
 
 
+def test_a_shared_prefix_changes_nothing_where_all_layers_slide():
+    """Mistral names no kinds of layers, and is run by its own modules."""
+    settings = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = MistralConfig(**settings, num_attention_heads=4, num_key_value_heads=2, sliding_window=8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MistralForCausalLM(config).eval()
+    for parameter in model.parameters():
+        parameter.data *= 8  # far from uniform, so that a wrong key shows
+    shared, *rests = models.random_prompts([6, 1, 9], 61, seed=1)
+    prompts = [shared + rest for rest in rests]
+    plain = sample(model, prompts, temperature=0.0, max_new_tokens=12)
+    found = sample(model, prompts, temperature=0.0, max_new_tokens=12, prefix=Prefix.of(model, shared))
+    assert found.rows() == plain.rows()
+
+
 def test_repeats_are_rows_of_their_own_in_the_order_of_the_prompts(family):
     prompts = models.random_prompts([6, 2], len(family.tokenizer), seed=6)
     repeated = sample(family.model, prompts, repeats=3, generator=generator(7))
@@ -338,3 +356,9 @@ def test_pad_left_and_positions():
     assert attention.tolist() == [[1, 1, 1], [0, 0, 1]]
     assert positions(attention).tolist() == [[0, 1, 2], [0, 0, 0]]
     assert positions(torch.tensor([[0, 1, 1, 0, 1, 0]])).tolist() == [[0, 0, 1, 1, 2, 2]]
+
+
+def test_logits_that_are_not_finite_are_told(qwen3):
+    qwen3.model.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(UserError, match="not finite"):
+        sample(qwen3.model, [[1, 2]])
