@@ -137,9 +137,7 @@ class Grammar:
                 self.lists.setdefault(name, []).append(Alternative.parse(alternative, tag, category))
         self._choices: dict[tuple[str, str | None, str | None], tuple[list[Alternative], list[Alternative]]] = {}
         self._check()
-        self._starts = {
-            name: set().union(*(self._first(one.items) for one in options)) for name, options in self.lists.items()
-        }
+        self._starts = self._first()
         self._tries = {name: _Node.of(options) for name, options in self.lists.items()}
 
     @classmethod
@@ -240,14 +238,23 @@ class Grammar:
             name for name in self.lists if name not in ("sentence", "warm", "faint", "cold", "question")
         )
 
-    def _first(self, items: tuple[str | Slot, ...]) -> set[str | None]:
+    def _first(self) -> dict[str, set[str | None]]:
+        """Of each list the words with which its phrases can begin, None among them if nothing is a phrase of it."""
+        starts: dict[str, set[str | None]] = {name: set() for name in self.lists}
+        known = -1
+        while known < (known := sum(map(len, starts.values()))):
+            for name, options in self.lists.items():
+                for option in options:
+                    starts[name] |= self._beginnings(option, starts)
+        return starts
+
+    @staticmethod
+    def _beginnings(option: Alternative, starts: dict[str, set[str | None]]) -> set[str | None]:
         words: set[str | None] = set()
-        for item in items:
+        for item in option.items:
             if item == ",":
                 continue
-            if isinstance(item, str):
-                return words | {item}
-            inner = set().union(*(self._first(option.items) for option in self.lists[item.name]))
+            inner = {item} if isinstance(item, str) else starts[item.name]
             words |= inner - {None}
             if None not in inner:
                 return words
