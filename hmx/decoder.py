@@ -122,6 +122,31 @@ class Decoder:
             biases[window] = bias[:, None]  # [B, 1, Q, S]
         return self.hidden(ids, self.rope_table(S)[slots[:, S - Q :]], biases, cache)
 
+    def read_trees(self, ids: torch.Tensor, depth: torch.Tensor, end: torch.Tensor, cache=None) -> torch.Tensor:
+        """Run rows that are trees of tokens in preorder; returns their last hidden states [B, Q, hidden].
+
+        A token sees the path from the root to itself: of the tokens before it those whose subtree has not ended.
+
+        Args:
+            ids: [B, Q], padding behind.
+            depth: [B, Q], the tokens' positions in their sequences, those of a shared prefix counted.
+            end: [B, Q], the place behind the last token of each token's subtree; 0 for padding.
+            cache: of the prefix, which all tokens see.
+        """
+        (B, Q), shared = ids.shape, cache.length if cache else 0
+        place = torch.arange(Q, device=ids.device)
+        seen = (place <= place[:, None]) & (place[:, None] < end[:, None])  # [B, Q, Q]
+        seen |= place == place[:, None]  # padding too, see `read`
+        seen = F.pad(seen, (shared, 0), value=True)  # [B, Q, S]
+        before = torch.arange(shared, device=ids.device).expand(B, -1)
+        slots = torch.cat([before, depth], dim=1)  # [B, S], their positions
+        biases = {}
+        for window in self.windows:
+            near = seen if window is None else seen & (slots[:, None] > depth[:, :, None] - window)
+            bias = torch.zeros(near.shape, dtype=self.dtype, device=ids.device)
+            biases[window] = bias.masked_fill_(~near, -torch.inf)[:, None]  # [B, 1, Q, S]
+        return self.hidden(ids, self.rope_table(int(depth.max()) + 1)[depth], biases, cache)
+
     def hidden(self, ids: torch.Tensor, rope: torch.Tensor, biases: dict, cache: "Cache | None") -> torch.Tensor:
         """The last hidden states [B, Q, hidden].
 
@@ -222,6 +247,22 @@ class Cache:
         for buffers in (self.keys, self.values):
             for i, buffer in enumerate(buffers):
                 buffers[i] = buffer[rows]
+
+
+class Beneath:
+    """The keys and values of a shared prefix under rows that are read once: what `Cache` is to rows that go on.
+
+    Args:
+        prefix: a pair [1, K, length, D] for each layer.
+    """
+
+    def __init__(self, prefix: Sequence[tuple[torch.Tensor, torch.Tensor]]):
+        self.prefix, self.length = prefix, prefix[0][0].shape[2]
+
+    def add(self, i: int, key: torch.Tensor, value: torch.Tensor) -> list[torch.Tensor]:
+        """The prefix of layer i and behind it the new slots [B, K, Q, D], which are not kept."""
+        pairs = zip(self.prefix[i], (key, value), strict=True)
+        return [torch.cat([before.expand(len(new), -1, -1, -1), new], dim=2) for before, new in pairs]
 
 
 class Decoding:

@@ -13,30 +13,22 @@ care:
 This is the one module that imports lm-eval at its top; whoever needs it imports it inside a function.
 """
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import torch
 from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
-from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache
 
 from hmx.errors import UserError
 from hmx.evaluation.benchmark import Subject, Tick
-from hmx.precision import autocast
-from hmx.prompts import cut_control_tokens, encode_rendered, pad_id, render_chat
-from hmx.sampling import pad_left, positions
+from hmx.evaluation.likelihoods import Likelihood, likelihoods
+from hmx.prompts import cut_control_tokens, encode_rendered, render_chat
 
 CUT = "\ufdd0"
 """A noncharacter: Unicode keeps it for marks inside of a program, so no honest text contains it."""
 
 _DEFAULT_MAX_NEW_TOKENS = 256  # lm-eval's, for tasks that name no limit
-
-_LOGITS = 2**27
-"""How many logits there may be at once: half a GB in FP32, and as much again for what a family does to them."""
 
 Pair = tuple[tuple[str, str], list[int], list[int]]
 """What lm-eval hands over to be scored: the two strings, the context's tokens, the continuation's tokens."""
@@ -120,45 +112,18 @@ class SubjectLM(TemplateLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         return super().loglikelihood(requests, disable_tqdm=True)
 
-    def _loglikelihood_tokens(self, requests: list[Pair], **kwargs) -> list[tuple[float, bool]]:
-        """For each pair the sum of the continuation's log-probabilities, and whether greedy decoding would give it.
-
-        A context is run once for all of its continuations (BBQ has 12 to each), which is exact up to the order of
-        summation.
-        """
-        together: dict[tuple[int, ...], list[int]] = {}
-        for place, (_, context, continuation) in enumerate(requests):
+    def _loglikelihood_tokens(self, requests: list[Pair], **kwargs) -> list[Likelihood]:
+        """For each pair the sum of the continuation's log-probabilities, and whether greedy decoding would give it."""
+        kept = []
+        for _, context, continuation in requests:
             if not continuation:
                 raise UserError("A task asks for the likelihood of an empty text; its rows have an empty choice.")
             # The last token of a continuation is only predicted, never read.
-            kept = self._shortened(context, max(1, self.subject.max_length + 1 - len(continuation)))
-            together.setdefault(tuple(kept), []).append(place)
-        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        part, done = self._part(len(requests)), 0
-        for batch in self._batches(together, requests):
-            places = [place for context in batch for place in together[context]]
-            rows = [row for row, context in enumerate(batch) for _ in together[context]]
-            scores = score(self.subject, batch, rows, [requests[place][2] for place in places])
-            for place, result in zip(places, scores, strict=True):
-                results[place] = result
-            done += len(places)
-            part(done / len(requests))
+            room = max(1, self.subject.max_length + 1 - len(continuation))
+            kept.append((self._shortened(context, room), continuation))
+        results = likelihoods(self.subject, kept, self._part(len(requests)))
         self._done += len(requests)
         return results
-
-    def _batches(self, together: dict[tuple[int, ...], list[int]], requests: list[Pair]):
-        """Contexts to run at once, so many that all their continuations fit the memory; the longest come first."""
-        batch, places, longest, continuation = [], 0, 0, 0
-        for context in sorted(together, key=lambda context: (-len(context), context)):
-            ends = max(len(requests[place][2]) for place in together[context])
-            longest, continuation = max(longest, len(context)), max(continuation, ends)
-            places += len(together[context])
-            if batch and places * (longest + continuation) > self.subject.tokens_at_once:
-                yield batch
-                batch, places, longest, continuation = [], len(together[context]), len(context), ends
-            batch.append(context)
-        if batch:
-            yield batch
 
     def _part(self, requests: int) -> Tick:
         """What to call with the share done of so many requests, the next ones."""
@@ -182,66 +147,6 @@ class SubjectLM(TemplateLM):
     @property
     def tokenizer_name(self) -> str:
         return str(self.tokenizer.name_or_path).replace("/", "__")
-
-
-@torch.no_grad()
-def score(
-    subject: Subject, contexts: Sequence[Sequence[int]], rows: Sequence[int], continuations: Sequence[Sequence[int]]
-) -> list[tuple[float, bool]]:
-    """The log-probability of each continuation behind its context, and whether each of its tokens is the likeliest.
-
-    Args:
-        contexts: token ids; each is run once.
-        rows: for each continuation which context it follows.
-    """
-    model, padding = subject.model, pad_id(subject.tokenizer)
-    ids, attention = pad_left(contexts, padding, model.device)  # [C, L]
-    targets = pad_sequence([torch.tensor(one) for one in continuations], batch_first=True, padding_value=padding)
-    lengths = torch.tensor([len(one) for one in continuations])
-    there = torch.arange(targets.shape[1]) < lengths[:, None]  # [R, K]
-    cache = DynamicCache()
-    sums, greedy = [], []
-    with autocast(model):
-        first = model(
-            ids,
-            attention_mask=attention,
-            position_ids=positions(attention),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits  # [C, 1, V]: what comes behind each context
-        # Some continuations at a time: with a large vocabulary it is their logits that fill the memory.
-        some = max(1, _LOGITS // (targets.shape[1] * first.shape[-1]))
-        for part in torch.arange(len(rows)).split(some):
-            index = torch.tensor(rows)[part].to(model.device)
-            tokens, mask = targets[part].to(model.device), there[part].to(model.device)  # [r, K]
-            logits = first[index]
-            if tokens.shape[1] > 1:
-                seen = torch.cat([attention[index], mask[:, :-1].to(attention.dtype)], dim=1)  # [r, L + K - 1]
-                rest = model(
-                    tokens[:, :-1],
-                    attention_mask=seen,
-                    position_ids=positions(seen)[:, attention.shape[1] :],
-                    past_key_values=_selected(cache, index),
-                    use_cache=True,
-                ).logits
-                logits = torch.cat([logits, rest], dim=1)  # [r, K, V]
-            logits = logits.float()
-            chosen = logits.gather(-1, tokens[:, :, None]).squeeze(-1) - logits.logsumexp(dim=-1)  # [r, K]
-            sums.append(chosen.masked_fill(~mask, 0).sum(dim=1))
-            greedy.append(((logits.argmax(dim=-1) == tokens) | ~mask).all(dim=1))
-    total = torch.cat(sums)
-    if not total.isfinite().all():
-        raise UserError("The model's logits are not finite numbers; try --set model.precision=bf16 or fp32.")
-    return list(zip(total.tolist(), torch.cat(greedy).tolist(), strict=True))
-
-
-def _selected(cache: DynamicCache, index: torch.Tensor) -> DynamicCache:
-    """Keys and values of some of the rows, each as often as it is named; the cache itself stays as it is."""
-    chosen = copy.copy(cache)
-    chosen.layers = [copy.copy(layer) for layer in cache.layers]
-    chosen.batch_select_indices(index)
-    return chosen
 
 
 def _greedy_limits(request: Instance) -> tuple[int, tuple[str, ...]]:

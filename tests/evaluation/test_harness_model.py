@@ -8,7 +8,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from hmx.errors import UserError
-from hmx.evaluation import harness_model
+from hmx.evaluation import likelihoods
 from hmx.evaluation.benchmark import Subject
 from hmx.evaluation.harness_model import CUT, SubjectLM
 from hmx.lora import attach
@@ -112,7 +112,7 @@ def test_a_mark_in_the_data_is_refused(qwen3):
 CONTINUATIONS = ["yes", "The end of the turn.", " feeling", "x", "not so, and not at all, my dear"]
 
 
-def likelihoods(lm) -> list[tuple[float, bool]]:
+def scored(lm) -> list[tuple[float, bool]]:
     """Contexts with and without chat template, that share and don't; continuations of one token and of many."""
     contexts = [lm.apply_chat_template(user(text)) for text in QUESTIONS]
     some = [(context, one) for context in contexts for one in CONTINUATIONS]
@@ -127,9 +127,9 @@ def agree(ours, theirs):
 
 @pytest.mark.parametrize(("tokens_at_once", "logits"), [(1, 2**27), (400, 2**14), (100_000, 2**27), (100_000, 1)])
 def test_log_likelihoods_are_those_of_lm_evals_own_model(adapted, tokens_at_once, logits, monkeypatch):
-    monkeypatch.setattr(harness_model, "_LOGITS", logits)
+    monkeypatch.setattr(likelihoods, "LOGITS", logits)
     ours, theirs = both(adapted, tokens_at_once=tokens_at_once)
-    agree(likelihoods(ours), likelihoods(theirs))
+    agree(scored(ours), scored(theirs))
     assert ours.counts["shortened_prompts"] == 0
 
 
@@ -148,24 +148,24 @@ def test_what_greedy_decoding_gives_is_called_so(adapted):
 
 def test_contexts_that_are_too_long_lose_their_beginning(adapted):
     ours, theirs = both(adapted, max_length=48)
-    agree(likelihoods(ours), likelihoods(theirs))
+    agree(scored(ours), scored(theirs))
     assert ours.counts["shortened_prompts"] > 0
 
 
 def test_sliding_windows_see_what_they_should(monkeypatch):
-    monkeypatch.setattr(harness_model, "_LOGITS", 2**14)
+    monkeypatch.setattr(likelihoods, "LOGITS", 2**14)
     family = models.build("gemma2", sliding_window=16)
     ours, theirs = both(family)
-    agree(likelihoods(ours), likelihoods(theirs))
+    agree(scored(ours), scored(theirs))
 
 
 def test_the_adapter_counts(adapted):
     ours, _ = both(adapted)
-    on = likelihoods(ours)
+    on = scored(ours)
     for parameter in adapted.model.parameters():
         if parameter.requires_grad:
             parameter.data.zero_()
-    off = likelihoods(ours)
+    off = scored(ours)
     assert all(abs(a - b) > 1e-3 for (a, _), (b, _) in zip(on, off, strict=True))
 
 
@@ -179,7 +179,7 @@ def test_a_broken_model_is_one_sentence(qwen3):
     ours, _ = both(qwen3)
     qwen3.model.lm_head.weight.data.fill_(float("inf"))
     with pytest.raises(UserError, match="not finite"):
-        likelihoods(ours)
+        scored(ours)
 
 
 # -- generation --------------------------------------------------------------------------------------------------------
@@ -264,6 +264,6 @@ def test_the_model_keeps_its_mode(qwen3):
     ours, _ = both(qwen3)
     for training in (True, False):
         qwen3.model.train(training)
-        likelihoods(ours)
+        scored(ours)
         replies(ours, 2, [])
         assert qwen3.model.training == training
