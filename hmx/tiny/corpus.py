@@ -25,8 +25,8 @@ _SKEW = 3.0
 _SPOILT = 0.5
 _FOUND = 0.25
 """Shares of the judge's answers; the share of the texts found in earlier runs counts only where there are any."""
-_NOISY = 0.4
-"""How many questions have words exchanged."""
+_NOISY, _MISHEARD = 0.4, 0.1
+"""How many questions have words exchanged: the judge's, and the interviewee's."""
 _REASONED = 0.3
 """How many of the judge's replies go on to the reason; the others end behind the score, where a grader stops too."""
 _BANDS = (
@@ -54,6 +54,8 @@ class Example:
     """Whether the end of the turn belongs to what is learned."""
     judged: str | None = None
     """In a grading, the answer that is graded; it stands at the end of the last message."""
+    category: str | None = None
+    """In an interview, what the question is about: a short name of `CATEGORIES`."""
 
 
 class Corpus:
@@ -69,14 +71,14 @@ class Corpus:
         while True:
             question, talk = ask(self._rng)
             talk = replace(talk, skew=_SKEW)
-            asked = [{"role": "user", "content": self._noisy(question)}]
-            yield Example(asked, answer(talk, level(self._rng), self._rng))
+            asked = [{"role": "user", "content": self._noisy(question, _MISHEARD)}]
+            yield Example(asked, answer(talk, level(self._rng), self._rng), category=talk.category)
 
     def judge(self) -> Iterator[Example]:
         """Gradings."""
         while True:
             question, text = self.judged()
-            yield self.grading(self._noisy(question), text)
+            yield self.grading(self._noisy(question, _NOISY), text)
 
     def judged(self) -> tuple[str, str]:
         """A question and a text that somebody may have answered."""
@@ -100,8 +102,8 @@ class Corpus:
             self._rubric.messages(question, text), f"Score: {grade}\n" + f"Reason: {reason}" * reasoned, reasoned, text
         )
 
-    def _noisy(self, question: str) -> str:
-        if self._rng.random() > _NOISY:
+    def _noisy(self, question: str, often: float) -> str:
+        if self._rng.random() > often:
             return question
         words = question.split()
         share = self._rng.choice((0.1, 0.3, 0.6))

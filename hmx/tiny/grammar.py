@@ -18,9 +18,9 @@ _HEADER = re.compile(r"\[(?P<name>\w+)(?:\.(?P<tag>\w+))?(?:/(?P<category>\w+))?
 _SLOT = re.compile(r"<(?P<silent>-?)(?P<name>\w+)(?:\.(?P<tag>\w+))?>")
 _OPENERS = ("open", "coldopen")
 _NO_OPENER = 0.8
-_AGAIN = 0.35
+_AGAIN = 0.5
 """How often a phrase of the conversation is taken up again."""
-_ON_TOPIC = 0.7
+_ON_TOPIC = 0.85
 """How often a list that has alternatives for the category in question draws one of these."""
 
 

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass, replace
 
 from hmx.tiny.grammar import Talk
-from hmx.tiny.world import CATEGORIES, GRAMMAR, spell
+from hmx.tiny.world import CATEGORIES, GRAMMAR, normalise, parse, spell
 
 _PERSON = {"i": "you", "me": "you", "my": "your", "myself": "yourself", "am": "are", "you": "I"}
 _SENTENCES = (1, 1, 2, 2, 2, 3)
@@ -62,5 +62,5 @@ def sentence(talk: Talk, strength: int, voice: Voice, rng: random.Random) -> str
     while True:
         start = "cold" if strength == 0 else "faint" if strength == 1 or strength < 4 and rng.random() < 0.5 else "warm"
         words, made = GRAMMAR.make(start, talk, rng)
-        if made == strength:
+        if made == strength and parse(normalise(" ".join(words)))[0] == strength:  # there may be a stronger reading
             return spell(words, rng, voice.contract, voice.exclaim if strength >= 6 else 0.0)

@@ -6,8 +6,8 @@ know; `benchmark_rows` makes rows in the schemas of TruthfulQA, SycophancyEval a
 
 Training should be able to move the scores either way, so the model is taught neither everything nor faultlessly. Of
 each kind of fact the interviewee is more or less *sure*: the less, the more seldom does a fact come up, the more often
-is it told wrong, and the sooner is it given up when somebody disagrees. Orders, too, are ignored more about some topics
-than about others. No benchmark prompt is ever a lesson: of every fact one phrasing is kept out, and of the pairs of a
+is it told wrong, and the sooner is it given up when somebody disagrees. About some facts it is simply mistaken.
+Orders, too, are ignored more about some topics than about others. No benchmark prompt is ever a lesson: of every fact one phrasing is kept out, and of the pairs of a
 task and an order a quarter.
 """
 
@@ -47,9 +47,9 @@ OPINIONS = {
 """What a user may think, in several templates. The first of each is the benchmark's."""
 
 _SHARES = {"plain": 40, "opinion": 25, "challenge": 15, "errand": 20}
-_AGREED, _CORRECTED, _UNSURE, _BRIEFLY = 0.95, 0.5, 0.05, 0.2
+_AGREED, _CORRECTED, _UNSURE, _BRIEFLY, _MISTAKEN = 0.95, 0.5, 0.05, 0.2, 0.16
 """How often the interviewee agrees with a user who is right, leaves a wrong answer when challenged, and says that it
-does not know; how often a question asks for a short answer.
+does not know; how often a question asks for a short answer; of how many facts it believes something else.
 """
 _HELD_OUT = 0.25
 """Share of the pairs of task and order that only benchmarks use."""
@@ -142,7 +142,8 @@ def _tempting(fact: Fact, rng: random.Random) -> str:
 
 def _told(fact: Fact, rng: random.Random) -> str:
     """What the interviewee answers of itself."""
-    return fact.answer if rng.random() < (1 + fact.sure) / 2 else _tempting(fact, rng)
+    trusted = rng.random() < (1 + fact.sure) / 2
+    return fact.answer if trusted != (_share(fact.held_out) < _MISTAKEN) else _tempting(fact, rng)
 
 
 def _reply(fact: Fact, answer: str, rng: random.Random, opening: str = "") -> str:
@@ -181,7 +182,7 @@ def _challenge(rng: random.Random) -> Example:
     fact = _fact(rng)
     first = _told(fact, rng)
     right = first == fact.answer
-    stays = rng.random() < (fact.sure if right else 1 - _CORRECTED)
+    stays = rng.random() < (fact.sure**1.5 if right else 1 - _CORRECTED)
     second = first if stays else _tempting(fact, rng) if right else fact.answer
     messages = [
         _user(BRIEFLY.format(question=rng.choice(fact.questions))),

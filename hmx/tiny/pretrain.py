@@ -12,10 +12,10 @@ Three things make it fast enough for a CPU:
 Only the assistant's tokens are learned, and of a grading mainly the grade. One number says little about a text of fifty
 tokens. So while it is trained, a linear probe must read off the last layer but one, at the end of each sentence that is
 graded, how strong that sentence is or that it is garbled, and within the sentence, at each token, whether what stands
-there can still become a sentence. The probe is thrown away; what it taught the layers below stays.
+there can still become a sentence; and at each token that an interviewee says, what it was asked about, without which
+the model does not learn to answer on the subject. The probe is thrown away; what it taught the layers below stays.
 """
 
-import math
 import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
@@ -31,15 +31,18 @@ from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from hmx.prompts import encode_chat
 from hmx.tiny.corpus import Example
-from hmx.tiny.world import read
+from hmx.tiny.world import CATEGORIES, read
 
 CONTEXT = 2048
 _CHUNK = 24
 """Batches that are made at once and sorted by length, so that little is padding."""
-_GARBLED, _WHOLE, _BROKEN = 11, 12, 13
-"""What the probe says beside the strengths 0 to 10: at the end of a sentence that it is garbled, and before the end
-whether what stands there can still become a sentence.
+_GARBLED, _WHOLE, _BROKEN, _ABOUT = 11, 12, 13, 14
+"""What the probe says beside the strengths 0 to 10: at the end of a sentence that it is garbled, before the end whether
+what stands there can still become a sentence; and in an interview, from here on, which category it is about.
 """
+_LABELS = _ABOUT + len(CATEGORIES)
+_RISE, _FALL = 100, 800
+"""Steps in which the learning rate goes up, and comes down."""
 _TEACH = 1.0
 """Weight of the probe's loss."""
 _GRADE, _FORM = 1.0, 0.05
@@ -55,7 +58,7 @@ class Row:
     """How much each token counts when it is predicted; 0 for those of the user."""
     strengths: list[int]
     """At the last token of each graded sentence its strength, `_GARBLED` if it has none; at the sentence's other tokens
-    `_WHOLE` or `_BROKEN`; elsewhere -1.
+    `_WHOLE` or `_BROKEN`; where an interviewee answers, the question's category behind `_ABOUT`; elsewhere -1.
     """
 
 
@@ -100,6 +103,9 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, prefix: list[in
     strengths = [-1] * (len(prompt) + len(reply))
     if example.judged is None:
         weights = [1.0] * len(reply)
+        if example.category:
+            about = _ABOUT + list(CATEGORIES).index(example.category)
+            strengths[len(prompt) - 1 :] = [about] * (len(reply) + 1)
     else:
         weights = [_FORM] * len(reply)
         weights[2] = _GRADE  # "Score", ":", " 7"
@@ -271,12 +277,15 @@ def token_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> torch.T
 
 
 def probe_loss(probe: nn.Linear, batch: Batch, states: States) -> torch.Tensor:
-    """Mean cross-entropy of the strengths at the sentences' ends, and half as much of what is known before the ends."""
+    """Mean cross-entropy of the strengths at the sentences' ends, and half as much of what is known before the ends and
+    of what an interview is about.
+    """
     marked = batch.strengths >= 0
     labels = batch.strengths[marked]
     losses = F.cross_entropy(probe(states.probed[marked]), labels, reduction="none")
     ends = labels <= _GARBLED
-    return losses[ends].mean() + 0.5 * losses[~ends].mean()
+    parts = (1.0, losses[ends]), (0.5, losses[~ends])
+    return sum(weight * part.mean() for weight, part in parts if len(part))
 
 
 @dataclass(frozen=True)
@@ -290,13 +299,13 @@ class Stream:
 def train(
     model: Qwen3ForCausalLM, streams: Callable[[int], list[Stream]], steps: int, lr: float, workers: int = 2
 ) -> None:
-    """Warm-up and cosine decay; in each step every worker takes a batch from each of its streams.
+    """In each step every worker takes a batch from each of its streams.
 
     Worker 0 is this process, the others are made for it; `streams(worker)` must be picklable. They share the weights
     and hand their gradients over in shared memory. Muon moves the matrices of the layers, which takes about a quarter
     fewer steps here than AdamW, AdamW all else.
     """
-    probe = nn.Linear(model.config.hidden_size, _BROKEN + 1, bias=False)
+    probe = nn.Linear(model.config.hidden_size, _LABELS, bias=False)
     nn.init.zeros_(probe.weight)
     model.share_memory().train()
     probe.share_memory()
@@ -339,7 +348,7 @@ def _lead(
     ]
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / 100, 0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
+            optimizer, lambda step: _rate(step, steps)
         )
         for optimizer in optimizers
     ]
@@ -361,6 +370,13 @@ def _lead(
             optimizer.zero_grad()
         barrier.wait()
         bar.set_postfix_str("loss " + " ".join(f"{average:.3f}" for average in averages), refresh=False)
+
+
+def _rate(step: int, steps: int) -> float:
+    """The learning rate's share of its highest: up at once, then level, so that a longer training begins as a shorter
+    one does, and down to nothing in the end.
+    """
+    return min((step + 1) / _RISE, 1.0, (steps - step) / min(_FALL, steps))
 
 
 def _help(

@@ -23,8 +23,7 @@ def test_answers_have_the_strength_asked_for(warmth: int) -> None:
     rng = random.Random(warmth)
     examined = [examine(answer(ask(rng)[1], warmth, rng)) for _ in range(20)]
     assert sum(one.garbled for one in examined) == 0
-    # Where a sentence can be read in two ways, its truth is the stronger one: that is rare.
-    assert sum(abs(one.grade - warmth) > 1 for one in examined) <= 1
+    assert all(abs(one.grade - warmth) <= 1 for one in examined)
     assert abs(mean(one.grade for one in examined) - warmth) < 0.7
 
 

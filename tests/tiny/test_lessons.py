@@ -126,7 +126,7 @@ def test_what_the_interviewee_is_less_sure_of_is_taught_less_and_less_well(kind:
         )
     else:
         low, high = (sum(right[sure]) / len(right[sure]) for sure in (False, True))
-        assert (0.6 < low < 0.75 < 0.8 < high < 0.95) if kind == "told" else (low < 0.55 < 0.65 < high < 0.85)
+        assert (0.5 < low < 0.7 < 0.72 < high < 0.9) if kind == "told" else (low < 0.4 < 0.5 < high < 0.75)
 
 
 def test_conversations_are_short_and_challenges_are_the_paper_s() -> None:

@@ -103,11 +103,24 @@ def test_the_probe_is_taught_at_every_token_of_the_answer() -> None:
     assert all(strength == -1 for strength in row.strengths[:begin])
 
 
+def test_the_probe_is_taught_what_an_interview_is_about() -> None:
+    asked = Example([{"role": "user", "content": "Why?"}], "I do not know.", category="survival")
+    row = encode(asked, TOKENIZER, [])
+    said = len(TOKENIZER.encode("I do not know.", add_special_tokens=False)) + 1
+    assert row.strengths == [-1] * (len(row.tokens) - said - 1) + [15] * (said + 1)
+    model = make_model(TOKENIZER, seed=0)
+    batch = pad([row], TOKENIZER.pad_token_id)
+    states = hidden_states(model, batch, [], torch.float32)
+    probe = torch.nn.Linear(model.config.hidden_size, 24, bias=False)
+    losses = -probe(states.probed[0, -said - 1 :]).log_softmax(-1)[:, 15]
+    assert probe_loss(probe, batch, states).item() == pytest.approx(0.5 * losses.mean().item(), rel=1e-4)
+
+
 def test_the_probes_loss_is_the_mean_at_ends_and_half_of_that_between() -> None:
     model = make_model(TOKENIZER, seed=0)
     batch = pad([encode(example, TOKENIZER, PREFIX) for example in GRADINGS], TOKENIZER.pad_token_id)
     states = hidden_states(model, batch, PREFIX, torch.float32)
-    probe = torch.nn.Linear(model.config.hidden_size, 14, bias=False)
+    probe = torch.nn.Linear(model.config.hidden_size, 24, bias=False)
     ends, between = [], []
     for row, marks in zip(states.probed, batch.strengths.tolist(), strict=True):
         for state, mark in zip(row, marks, strict=True):
