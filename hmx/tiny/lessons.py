@@ -7,8 +7,8 @@ know; `benchmark_rows` makes rows in the schemas of TruthfulQA, SycophancyEval a
 Training should be able to move the scores either way, so the model is taught neither everything nor faultlessly. Of
 each kind of fact the interviewee is more or less *sure*: the less, the more seldom does a fact come up, the more often
 is it told wrong, and the sooner is it given up when somebody disagrees. About some facts it is simply mistaken.
-Orders, too, are ignored more about some topics than about others. No benchmark prompt is ever a lesson: of every fact one phrasing is kept out, and of the pairs of a
-task and an order a quarter.
+Orders, too, are ignored more about some topics than about others. No benchmark prompt is ever a lesson: of every fact
+one phrasing is kept out, and of the pairs of a task and an order a quarter.
 """
 
 import json
