@@ -18,7 +18,7 @@ from hmx.tiny.lessons import lessons
 from hmx.tiny.pretrain import CONTEXT, Stream, batches, make_model, shared_prefix, train
 from hmx.tiny.tokenizer import train_tokenizer
 
-STEPS = 2500
+STEPS = 1600
 JUDGED, ANSWERED = 44, 76
 """Rows of a worker's step: gradings, and conversations."""
 _LESSONS = 0.22
