@@ -12,6 +12,9 @@ from tests.models import build
 class LengthJudge:
     """Grades an answer by its length, so that rewards differ and never depend on the model."""
 
+    def __init__(self, *arguments):
+        pass
+
     @classmethod
     def of(cls, *arguments):
         return cls()
