@@ -1,7 +1,6 @@
 """Log-likelihoods by trees against one plain forward pass for each request."""
 
 import pytest
-import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
