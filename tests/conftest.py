@@ -1,5 +1,7 @@
 """Settings and fixtures that all tests share."""
 
+import signal
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -13,6 +15,14 @@ settings.register_profile(
 settings.load_profile("hmx")
 
 torch.set_num_threads(1)  # more only get into each other's way on models this small
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """Whoever runs the tests in the background has it ignored, and a signal that is ignored stays so in training."""
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, found)
 
 
 @pytest.fixture(params=models.FAMILIES)
