@@ -1,6 +1,7 @@
 """What a run will do and how much memory it will take, before any weight is loaded."""
 
 import json
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from hmx.config import PROJECT, Config, resolve, to_toml
 from hmx.errors import UserError
-from hmx.grpo.packing import LONGEST, packable
+from hmx.grpo.packing import packable
 from hmx.grpo.schedule import evaluation_steps, total_steps
 from hmx.judge.rubric import Rubric
 from hmx.lora import adapter_parameters, attach
@@ -91,10 +92,10 @@ def estimate(config: Config, prompt: int, completion: int, evaluated: int = 0) -
         attach(model, config.lora.rank, config.lora.alpha, config.lora.targets)
         trainable = sum(parameter.numel() for parameter in adapter_parameters(model))
         parameters = sum(parameter.numel() for parameter in model.parameters()) - trainable
-        packed = groups * prompt + rows * completion
-        fits = packable(model, packed) and rows * (prompt + completion) <= LONGEST
-        kept = _kept(model, *((1, packed) if fits else (rows, prompt + completion)))
-    inputs = (packed if fits else rows * (prompt + completion)) * shapes.hidden_size * dtype.itemsize  # of one layer
+        packed = packable(model, rows * (prompt + completion))
+        sequences = (1, groups * prompt + rows * completion) if packed else (rows, prompt + completion)
+        kept = _kept(model, *sequences)
+    inputs = math.prod(sequences) * shapes.hidden_size * dtype.itemsize  # of one layer
     # A token's logits, their softmax in FP32 and FP64, and its cumulative sum.
     row = shapes.vocab_size * (dtype.itemsize + 4 + 8 + 8)
     judged = prompt + completion + _tokens(Rubric.load(resolve(config.judge.prompt_file)).prompt)

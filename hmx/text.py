@@ -9,6 +9,7 @@ def one_line(text: str) -> str:
     """
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
+
 def grade_text(grade: float | None) -> str:
     """A grade as people read it: whole numbers as such, expectations with two decimals.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hmx import models, plan
+from hmx import models
 from hmx.config import load_config
 from hmx.errors import UserError
 from hmx.grpo import packing
@@ -76,7 +76,6 @@ def test_longer_answers_and_more_rows_need_more_and_checkpointing_less():
 def test_the_activations_are_what_autograd_keeps(tmp_path, monkeypatch, name, precision, completion):
     """Of a real training pass over a group of four; the long answers are laid out as a rectangle."""
     monkeypatch.setattr(packing, "LONGEST", 100)
-    monkeypatch.setattr(plan, "LONGEST", 100)
     config = small_config(tmp_path, f"model.precision={precision}", family=name)
     expected = estimate(config, 6, completion).activations
 
