@@ -248,6 +248,22 @@ class Cache:
             for i, buffer in enumerate(buffers):
                 buffers[i] = buffer[rows]
 
+    def join(self, other: "Cache", orders: Sequence[torch.Tensor]) -> None:
+        """Put the rows of `other` behind one's own.
+
+        Args:
+            orders: of either cache the slots [B, S] that its rows shall have from now on.
+        """
+        for buffers, others in ((self.keys, other.keys), (self.values, other.values)):
+            for i, both in enumerate(zip(buffers, others, strict=True)):
+                buffers[i] = torch.cat([_reordered(*one) for one in zip(both, orders, strict=True)])
+        self.length = orders[0].shape[1]
+
+
+def _reordered(buffer: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    _, K, _, D = buffer.shape
+    return buffer.gather(2, order[:, None, :, None].expand(-1, K, -1, D))
+
 
 class Beneath:
     """The keys and values of a shared prefix under rows that are read once: what `Cache` is to rows that go on.
@@ -276,11 +292,11 @@ class Decoding:
         last: behind how many of the prompts' last tokens `logits` shall stand.
     """
 
-    def __init__(
-        self, decoder: Decoder, ids: torch.Tensor, attention: torch.Tensor, prefix, room: int, last: int = 1
-    ):
+    joins = True
+
+    def __init__(self, decoder: Decoder, ids: torch.Tensor, attention: torch.Tensor, prefix, room: int, last: int = 1):
         (B, S), Q = attention.shape, ids.shape[1]
-        self.decoder, self.most = decoder, S + room
+        self.decoder = decoder
         shape = (B, decoder.K, S, decoder.D)
         if prefix:
             keys, values = (
@@ -292,8 +308,14 @@ class Decoding:
         hidden = decoder.read(ids, attention, self.cache)
         self.logits = output_logits(decoder.model, hidden[:, -last:])  # [B, last, V]
 
+        self._lay(attention, room)
+
+    def _lay(self, attention: torch.Tensor, room: int) -> None:
+        """What the steps to come need to know of the slots so far: `attention` [B, S], 1 for tokens."""
+        decoder, (B, S) = self.decoder, attention.shape
+        self.most = S + room
         self.position = attention.sum(dim=1)  # [B], of the next token
-        to_come = self.position[:, None] + torch.arange(room, device=ids.device)
+        to_come = self.position[:, None] + torch.arange(room, device=attention.device)
         # A window counts positions, not slots, of which padding may take some.
         self.slots = torch.cat([positions(attention), to_come], dim=1)  # [B, S + room]
         self.bias = decoder.norm.new_zeros(B, 1, 1, self.most, dtype=decoder.dtype)
@@ -319,6 +341,22 @@ class Decoding:
         """Go on with these rows, in this order; a row may be repeated."""
         self.cache.select(rows)
         self.position, self.slots, self.bias = self.position[rows], self.slots[rows], self.bias[rows]
+
+    def join(self, other: "Decoding", room: int) -> None:
+        """Go on with the rows of `other` behind one's own; at most `room` tokens will follow.
+
+        All rows write to the same slot next, so each is moved until its last token stands in the one before, and the
+        padding in front is as short as the longest row allows.
+        """
+        S = int(max(self.position.max(), other.position.max()))
+        parts, seen = [], []
+        for decoding in (self, other):
+            tokens = decoding.bias[:, 0, 0, : decoding.cache.length] == 0  # [B, slots so far]
+            order = tokens.int().argsort(dim=1, stable=True)[:, -S:]  # padding first
+            parts.append(F.pad(order, (S - order.shape[1], 0)))
+            seen.append(F.pad(tokens.gather(1, order), (S - order.shape[1], 0)))
+        self.cache.join(other.cache, parts)
+        self._lay(torch.cat(seen).long(), room)
 
 
 def positions(attention: torch.Tensor) -> torch.Tensor:

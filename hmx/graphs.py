@@ -3,8 +3,8 @@
 On a GPU a decode step of a small model takes less time to compute than its thousand kernels take to launch. A graph
 launches them all at once, but always the same ones on the same memory. So here a step reads and writes buffers that
 stay where they are: the token comes in through one, the slot of the cache is a number on the device, and attention
-looks at all slots there are, those still empty being masked out. When the cache grows by a block or rows are dropped,
-there are new buffers, and the step is recorded anew.
+looks at all slots there are, those still empty being masked out. When the cache grows by a block or rows are dropped or
+joined, there are new buffers, and the step is recorded anew.
 
 Without a GPU the same steps run unrecorded, which is how the tests hold them against `Decoding`.
 """
@@ -62,6 +62,12 @@ class StaticDecoding(Decoding):
     def select(self, rows: torch.Tensor) -> None:
         """Go on with these rows, in this order; a row may be repeated."""
         super().select(rows)
+        self._renew()
+
+    def join(self, other: Decoding, room: int) -> None:
+        """Go on with the rows of `other` behind one's own; at most `room` tokens will follow."""
+        super().join(other, room)
+        self.cache.slot.fill_(self.cache.length)
         self._renew()
 
     def _renew(self) -> None:

@@ -10,6 +10,7 @@ the model's own (`_Modules`) or, for the families it knows, the same one written
 Notation: `B` rows, `T` completion tokens (the longest row's), `V` vocabulary.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -98,6 +99,8 @@ def generate(
     repeats: int = 1,
     prefix: Prefix | None = None,
     stop: Callable[[list[int]], bool] | None = None,
+    slots: int | None = None,
+    tick: Callable[[int], None] | None = None,
 ) -> Completions:
     """Sample `repeats` completions of every prompt; row `p * repeats + g` is the g-th of prompt p.
 
@@ -111,57 +114,90 @@ def generate(
         prefix: keys and values of tokens that *all* prompts begin with, to be reused. Exact, up to the order of
             summation.
         stop: called with the tokens of each unfinished row; True ends that row.
+        slots: how many slots of the KV cache may be used at once, a row taking as many as the longest of its batch
+            needs. Prompts that do not fit wait, in their order, and take the places of rows that have ended. Only for
+            one completion a prompt.
+        tick: called from time to time with how many rows have ended.
     """
     if not prompts or not all(prompts):
         raise ValueError("generate needs at least one prompt, and none may be empty")
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     if len(limits) != len(prompts) or min(limits) < 1:
         raise ValueError(f"every prompt needs a limit of at least one new token, not {limits}")
+    if slots is not None and repeats > 1:
+        raise ValueError("prompts can wait for slots only where each has one completion")
     rows, device, longest = len(prompts) * repeats, model.device, max(limits)
-    limit = torch.tensor(limits, device=device).repeat_interleave(repeats)  # [B], later of the live rows, as `active`
     ends = torch.tensor(list(end_ids), device=device)
     if temperature > 0:
-        uniform = torch.zeros(rows, longest, dtype=torch.float64)  # [B, longest], each row's own up to its limit
+        uniform = torch.zeros(rows, longest + 1, dtype=torch.float64)  # each row's own up to its limit
         for row in range(rows):
             most = limits[row // repeats]
             uniform[row, :most] = torch.rand(most, dtype=torch.float64, generator=generator)
         uniform = uniform.to(device)
 
-    tokens = torch.full((rows, longest), pad_id, dtype=torch.int64, device=device)
-    mask = torch.zeros(rows, longest, dtype=torch.bool, device=device)
-    live = torch.arange(rows, device=device)  # the rows that are still computed, ended or not
-    active = torch.ones(rows, dtype=torch.bool, device=device)  # which of those have not ended
+    # One column more than can be filled: where a row stands that has met its limit.
+    tokens = torch.full((rows, longest + 1), pad_id, dtype=torch.int64, device=device)
+    mask = torch.zeros(rows, longest + 1, dtype=torch.bool, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)  # by its own end-of-turn token or by `stop`
     finite = torch.ones((), dtype=torch.bool, device=device)
+    limit = torch.tensor(limits, device=device).repeat_interleave(repeats)  # [B]
     poll = 1 if device.type == "cpu" else 16  # asking a GPU whether all rows have ended makes it wait for us
 
+    widths = [len(prompt) + most for prompt, most in zip(prompts, limits, strict=True)]
+    begun = _fitting(widths, slots)
     with autocast(model):
-        forward = _start(model, prompts, pad_id, prefix, room=longest)
+        room = max(limits[:begun])  # the most tokens that any row of the batch can still get
+        forward = _start(model, prompts[:begun], pad_id, prefix, room)
         logits = forward.logits[:, -1]  # [P, V]
         if repeats > 1:
             each = torch.arange(rows, device=device) // repeats
             forward.select(each)
             logits = logits[each]  # [B, V]
-        for t in range(longest):
-            token = sample_token(logits, uniform[live, t], temperature) if temperature > 0 else logits.argmax(dim=-1)
+        # Of the rows that are computed, ended or not:
+        live = torch.arange(len(logits), device=device)  # which they are
+        active = torch.ones_like(live, dtype=torch.bool)  # whether they have not ended
+        place = torch.zeros_like(live)  # how many tokens they have
+        for t in itertools.count():
+            if temperature > 0:
+                token = sample_token(logits, uniform[live, place], temperature)
+            else:
+                token = logits.argmax(dim=-1)
             finite &= logits.sum(dtype=torch.float32).isfinite()  # as is every summand
-            tokens[live, t] = torch.where(active, token, pad_id)
-            mask[live, t] = active
+            tokens[live, place] = torch.where(active, token, pad_id)
+            mask[live, place] = active
             ending = active & torch.isin(token, ends)
             if stop is not None:
-                ending |= active & _stopped(stop, tokens[live, : t + 1], active)
+                ending |= active & _stopped(stop, tokens[live], place + 1, active)
             ended[live] |= ending
-            active = active & ~ending & (t + 1 < limit)
-            if t + 1 == longest:
-                break
-            if t % poll == poll - 1:
+            place += active
+            active = active & ~ending & (place < limit[live])
+            room -= 1
+            if room == 0 or t % poll == poll - 1:
                 left = int(active.sum())
-                if left == 0:
+                if tick is not None:
+                    tick(begun * repeats - left)
+                if left == 0 and begun == len(prompts):
                     break
                 if left <= DROP_BELOW * len(active):
                     kept = active.nonzero().squeeze(1)
-                    forward.select(kept)
-                    live, active, limit, token = live[kept], active[kept], limit[kept], token[kept]
+                    live, active, place, token = live[kept], active[kept], place[kept], token[kept]
+                    if left:
+                        forward.select(kept)
+                    joining = _fitting(widths[begun:], slots, beside=[widths[row // repeats] for row in live.tolist()])
+                    if joining and (left == 0 or forward.joins):
+                        end = begun + joining
+                        room = max(room, *limits[begun:end])
+                        newcomers = _start(model, prompts[begun:end], pad_id, prefix, room)
+                        logits = newcomers.logits[:, -1]
+                        if left:
+                            logits = torch.cat([forward.step(token), logits])
+                            forward.join(newcomers, room)
+                        else:
+                            forward = newcomers
+                        live = torch.cat([live, torch.arange(begun, end, device=device)])
+                        active, place = F.pad(active, (0, joining), value=True), F.pad(place, (0, joining))
+                        begun = end
+                        continue
             logits = forward.step(token)
 
     if not finite:
@@ -211,6 +247,22 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -
     return ids, attention
 
 
+def _fitting(widths: Sequence[int], slots: int | None, beside: Sequence[int] = ()) -> int:
+    """How many rows that need so many slots fit beside others, in their order; one at least if there are no others.
+
+    >>> _fitting([5, 5, 3, 3], 14), _fitting([3, 3], 14, beside=[5]), _fitting([20], 14), _fitting([20], 14, beside=[5])
+    (2, 1, 1, 0)
+    """
+    if slots is None:
+        return len(widths)
+    widest, rows = max(beside, default=0), len(beside)
+    for place, width in enumerate(widths):
+        widest, rows = max(widest, width), rows + 1
+        if rows > 1 and rows * widest > slots:
+            return place
+    return len(widths)
+
+
 def _start(model, prompts, pad_id: int, prefix: Prefix | None, room: int, last: int = 1):
     """The prompts read by the fastest forward pass that knows the model, with its logits behind the `last` tokens."""
     decoder = Decoder.of(model)
@@ -239,9 +291,11 @@ def _lay_out(prompts, pad_id: int, prefix: Prefix | None, device) -> tuple:
 
 
 class _Modules:
-    """The model's own forward pass, for every architecture and as the reference; `Decoding` has the same three methods
-    and attributes.
+    """The model's own forward pass, for every architecture and as the reference; `Decoding` has the same methods and
+    attributes, and can be joined.
     """
+
+    joins = False
 
     def __init__(self, model, ids: torch.Tensor, attention: torch.Tensor, prefix, last: int = 1):
         self.model, self.attention = model, attention
@@ -287,6 +341,6 @@ def _slides_within(model, length: int) -> bool:
     return "sliding_attention" in kinds and window < length
 
 
-def _stopped(stop: Callable[[list[int]], bool], tokens: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
-    rows = zip(tokens.tolist(), active.tolist(), strict=True)
-    return torch.tensor([is_active and stop(row) for row, is_active in rows], device=tokens.device)
+def _stopped(stop: Callable[[list[int]], bool], tokens, lengths, active) -> torch.Tensor:
+    rows = zip(tokens[:, : int(lengths.max())].tolist(), lengths.tolist(), active.tolist(), strict=True)
+    return torch.tensor([is_active and stop(row[:length]) for row, length, is_active in rows], device=tokens.device)

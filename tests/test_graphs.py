@@ -49,6 +49,22 @@ def test_every_step_gives_the_same_logits_over_blocks_and_dropped_rows(name):
         assert static.cache.length == growing.cache.length == max(PROMPTS) + t + 1
 
 
+@pytest.mark.parametrize("name", models.FAMILIES)
+@torch.no_grad()
+def test_every_step_gives_the_same_logits_after_rows_joined(name):
+    growing, static = both(name)
+    for token in tokens(6, 3):
+        growing.step(token), static.step(token)
+    ids, attention = pad_left(models.random_prompts([5, 13], 61), 0, torch.device("cpu"))
+    for decoding in (growing, static):
+        decoding.join(type(decoding)(decoding.decoder, ids, attention, None, 8), 8)
+    alone = Decoding(growing.decoder, ids, attention, None, 8)
+    for token in tokens(8, 5):
+        logits = growing.step(token)
+        torch.testing.assert_close(static.step(token), logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(logits[3:], alone.step(token[3:]), rtol=1e-4, atol=1e-5)
+
+
 @torch.no_grad()
 def test_buffers_stay_where_they_are_for_a_block():
     """Else a recorded graph would write where nobody reads."""

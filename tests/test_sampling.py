@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from transformers import MistralConfig, MistralForCausalLM
 
+from hmx.decoder import Decoding
 from hmx.errors import UserError
 from hmx.lora import attach, bypass
 from hmx.sampling import Completions, Prefix, generate, pad_left, positions, sample_token
@@ -248,6 +249,52 @@ def test_rows_together_equal_rows_one_by_one_under_limits_of_their_own(qwen3):
         for p, n in zip(prompts, limits, strict=True)
     ]
     assert together.rows() == [row for result in alone for row in result.rows()]
+
+
+@pytest.mark.parametrize("shared", [0, 7])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_that_wait_for_slots_equal_rows_together(family, temperature, shared):
+    """Prompts longer than what is in the cache when they join, and shorter ones; with a prefix and without."""
+    beginning, *rests = models.random_prompts([max(shared, 1), 12, 9, 3, 17, 2, 5, 8, 1], len(family.tokenizer), seed=4)
+    prompts = [beginning + rest for rest in rests] if shared else rests
+    options = {
+        "temperature": temperature,
+        "end_ids": list(range(0, len(family.tokenizer), 7)),
+        "max_new_tokens": [9, 4, 12, 6, 9, 1, 5, 9],
+        "prefix": Prefix.of(family.model, beginning) if shared else None,
+    }
+    together = sample(family.model, prompts, generator=generator(5), **options)
+    told = []
+    for slots in (1, 60, 100, 10_000):
+        few = sample(family.model, prompts, generator=generator(5), slots=slots, tick=told.append, **options)
+        assert few.rows() == together.rows()
+        assert few.truncated.tolist() == together.truncated.tolist()
+        assert told[-1] == len(prompts)
+    assert len({len(row) for row in together.rows()}) > 2
+
+
+def test_rows_that_wait_take_the_places_of_rows_that_ended(monkeypatch):
+    """Four rows at once; of eight, whose replies have 1 or 12 tokens, the short ones make room while the long go on."""
+    model = models.build_model("qwen3")
+    steps = []
+    monkeypatch.setattr(
+        Decoding, "step", lambda self, token, step=Decoding.step: steps.append(len(token)) or step(self, token)
+    )
+    sample(model, models.random_prompts([4] * 8, 61), max_new_tokens=[12, 1, 1, 12, 12, 1, 1, 12], slots=4 * 16)
+    assert max(steps) == 4
+    assert sum(steps) <= 4 * 11 + 8  # the rows' own steps, and few for rows that had ended
+    assert len(steps) == 3 + 11  # the last to begin is one of the long rows; without joining there are twice eleven
+
+
+def test_without_a_way_to_join_waiting_rows_begin_when_all_have_ended():
+    model = counting()
+    result = sample(model, [[1], [2], [3], [4], [5]], end_ids=[9], slots=12, max_new_tokens=5)
+    assert result.rows() == [[2, 3, 4, 5, 6], [3, 4, 5, 6, 7], [4, 5, 6, 7, 8], [5, 6, 7, 8, 9], [6, 7, 8, 9]]
+
+
+def test_prompts_with_repeats_cannot_wait(qwen3):
+    with pytest.raises(ValueError, match="one completion"):
+        sample(qwen3.model, [[1], [2]], repeats=2, slots=10)
 
 
 def test_a_shared_prefix_changes_nothing_under_a_sliding_window():

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from hmx.evaluation.beginnings import by_beginning
 from hmx.prompts import decode, end_of_turn_ids, pad_id
-from hmx.sampling import generate
+from hmx.sampling import Prefix, generate
 
 Tick = Callable[[float], None]
 """Called while a benchmark runs with the share of it that is done, 0 to 1."""
@@ -90,31 +91,31 @@ class Subject:
     ) -> list[str]:
         """The greedy reply to each prompt, in the order of the prompts, without control tokens.
 
-        Prompts of about one length are run together, the longest first, so that what does not fit the memory shows at
-        the start.
+        The longest are begun first, so that what does not fit the memory shows at the start; the others wait until some
+        have ended. What many prompts begin with, a task's few-shot examples, is run once.
 
         Args:
             stops: a reply ends before the first of these strings.
         """
         replies: list[str] = [""] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place]), place))
         done = 0
-        while done < len(order):
-            longest = len(prompts[order[done]]) + max_new_tokens
-            batch = order[done : done + max(1, self.tokens_at_once // longest)]
+        for beginning, places in by_beginning(prompts):
+            order = sorted(places, key=lambda place: (-len(prompts[place]), place))
             completions = generate(
                 self.model,
-                [prompts[place] for place in batch],
+                [prompts[place] for place in order],
                 max_new_tokens=max_new_tokens,
                 end_ids=end_of_turn_ids(self.model, self.tokenizer),
                 pad_id=pad_id(self.tokenizer),
                 temperature=0.0,
+                prefix=Prefix.of(self.model, beginning) if beginning else None,
                 stop=(lambda row: self._has_stop(row, stops)) if stops else None,
+                slots=self.tokens_at_once,
+                tick=lambda ended, before=done: tick((before + ended) / len(prompts)),
             )
-            for place, row in zip(batch, completions.rows(), strict=True):
+            for place, row in zip(order, completions.rows(), strict=True):
                 replies[place] = _before(stops, decode(self.tokenizer, row))
-            done += len(batch)
-            tick(done / len(order))
+            done += len(places)
         return replies
 
     def _has_stop(self, row: Sequence[int], stops: Sequence[str]) -> bool:
