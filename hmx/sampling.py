@@ -99,6 +99,7 @@ def generate(
     repeats: int = 1,
     prefix: Prefix | None = None,
     stop: Callable[[list[int]], bool] | None = None,
+    guess: Sequence[int] = (),
     slots: int | None = None,
     tick: Callable[[int], None] | None = None,
 ) -> Completions:
@@ -114,6 +115,8 @@ def generate(
         prefix: keys and values of tokens that *all* prompts begin with, to be reused. Exact, up to the order of
             summation.
         stop: called with the tokens of each unfinished row; True ends that row.
+        guess: tokens with which replies at temperature 0 are expected to begin. They are read with the prompt, which
+            costs less than a step for each, and checked: a row that would begin otherwise comes back empty.
         slots: how many slots of the KV cache may be used at once, a row taking as many as the longest of its batch
             needs. Prompts that do not fit wait, in their order, and take the places of rows that have ended. Only for
             one completion a prompt.
@@ -126,8 +129,10 @@ def generate(
         raise ValueError(f"every prompt needs a limit of at least one new token, not {limits}")
     if slots is not None and repeats > 1:
         raise ValueError("prompts can wait for slots only where each has one completion")
+    if guess and (temperature > 0 or slots is not None or len(guess) >= min(limits) or set(guess) & set(end_ids)):
+        raise ValueError("only likeliest tokens that end nothing can be guessed, fewer than the limit, without `slots`")
     rows, device, longest = len(prompts) * repeats, model.device, max(limits)
-    ends = torch.tensor(list(end_ids), device=device)
+    ends, guessed = (torch.tensor(list(ids), dtype=torch.int64, device=device) for ids in (end_ids, guess))
     if temperature > 0:
         uniform = torch.zeros(rows, longest + 1, dtype=torch.float64)  # each row's own up to its limit
         for row in range(rows):
@@ -146,17 +151,19 @@ def generate(
     widths = [len(prompt) + most for prompt, most in zip(prompts, limits, strict=True)]
     begun = _fitting(widths, slots)
     with autocast(model):
-        room = max(limits[:begun])  # the most tokens that any row of the batch can still get
-        forward = _start(model, prompts[:begun], pad_id, prefix, room)
-        logits = forward.logits[:, -1]  # [P, V]
+        room = max(limits[:begun]) - len(guess)  # the most tokens that any row of the batch can still get
+        forward = _start(model, [[*prompt, *guess] for prompt in prompts[:begun]], pad_id, prefix, room, len(guess) + 1)
+        logits = forward.logits  # [P, len(guess) + 1, V]
         if repeats > 1:
             each = torch.arange(rows, device=device) // repeats
             forward.select(each)
-            logits = logits[each]  # [B, V]
+            logits = logits[each]  # [B, len(guess) + 1, V]
         # Of the rows that are computed, ended or not:
         live = torch.arange(len(logits), device=device)  # which they are
-        active = torch.ones_like(live, dtype=torch.bool)  # whether they have not ended
-        place = torch.zeros_like(live)  # how many tokens they have
+        active = (logits[:, :-1].argmax(dim=-1) == guessed).all(dim=1)  # whether they have not ended
+        place = torch.full_like(live, len(guess))  # how many tokens they have
+        tokens[live[active], : len(guess)], mask[live[active], : len(guess)] = guessed, True
+        logits = logits[:, -1]  # [B, V]
         for t in itertools.count():
             if temperature > 0:
                 token = sample_token(logits, uniform[live, place], temperature)
@@ -237,6 +244,18 @@ def sample_token(logits: torch.Tensor, uniform: torch.Tensor, temperature: float
     cumulative = torch.softmax(logits.float() / temperature, dim=-1).double().cumsum(dim=-1)  # [B, V]
     threshold = uniform[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences have in common at their beginning.
+
+    >>> common([5, 6, 7], [5, 6, 8, 9])
+    2
+    """
+    for same, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return same
+    return min(len(one), len(other))
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -44,7 +44,7 @@ class Scripted(torch.nn.Module):
         self.calls.append(options | {"gradient": torch.is_grad_enabled()})
         for_cache = torch.zeros(*ids.shape, 1)[:, None]  # [B, 1, L, 1]: one head of one dimension
         past_key_values.update(for_cache, for_cache, 0)
-        return type("Output", (), {"logits": self.table[ids][:, -1:]})
+        return type("Output", (), {"logits": self.table[ids][:, -options["logits_to_keep"] :]})
 
 
 def counting(size: int = 20) -> Scripted:
@@ -290,6 +290,36 @@ def test_without_a_way_to_join_waiting_rows_begin_when_all_have_ended():
     model = counting()
     result = sample(model, [[1], [2], [3], [4], [5]], end_ids=[9], slots=12, max_new_tokens=5)
     assert result.rows() == [[2, 3, 4, 5, 6], [3, 4, 5, 6, 7], [4, 5, 6, 7, 8], [5, 6, 7, 8, 9], [6, 7, 8, 9]]
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_guess_changes_nothing_where_it_is_right_and_leaves_the_other_rows_empty(family, length):
+    prompts = models.random_prompts([9, 2, 14, 5], len(family.tokenizer), seed=3)
+    guess = sample(family.model, prompts, temperature=0.0).rows()[0][:length]
+    ends = [token for token in range(0, len(family.tokenizer), 7) if token not in guess]
+    options = {"temperature": 0.0, "end_ids": ends, "max_new_tokens": 9}
+    plain = sample(family.model, prompts, **options)
+    guessed = sample(family.model, prompts, guess=guess, **options)
+    assert guessed.rows() == [row if row[:length] == guess else [] for row in plain.rows()]
+    assert guessed.truncated[0] == plain.truncated[0]
+    assert [] in guessed.rows()
+
+
+def test_a_guess_is_read_with_the_prompt():
+    model = counting()
+    rows = sample(model, [[1], [1]], temperature=0.0, end_ids=[5], guess=[2, 3]).rows()
+    assert rows == [[2, 3, 4, 5]] * 2
+    assert len(model.calls) == 2  # the prompt with the guess, then 4
+
+
+def test_when_no_row_begins_as_guessed_all_are_empty():
+    assert sample(counting(), [[1], [5]], temperature=0.0, guess=[9]).rows() == [[], []]
+
+
+@pytest.mark.parametrize("options", [{"temperature": 1.0}, {"slots": 100}, {"max_new_tokens": 2}, {"end_ids": [3]}])
+def test_a_guess_that_can_not_be_checked_is_refused(options):
+    with pytest.raises(ValueError, match="guessed"):
+        sample(counting(), [[1]], **{"temperature": 0.0, "guess": [2, 3]} | options)
 
 
 def test_prompts_with_repeats_cannot_wait(qwen3):

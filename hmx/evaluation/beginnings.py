@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+from hmx.sampling import common
+
 LEAST = 64
 """Tokens that a beginning must have to be worth it: longer than what a chat template writes in front of everything."""
 FEW = 32
@@ -26,15 +28,3 @@ def by_beginning(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], 
         yield list(prompts[places[0]][:shared]), places
     if rest:
         yield [], sorted(rest)
-
-
-def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences have in common at their beginning.
-
-    >>> common([5, 6, 7], [5, 6, 8, 9])
-    2
-    """
-    for same, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return same
-    return min(len(one), len(other))

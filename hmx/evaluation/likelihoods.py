@@ -27,11 +27,11 @@ from transformers import DynamicCache
 
 from hmx.decoder import Beneath, Decoder, output_logits
 from hmx.errors import UserError
-from hmx.evaluation.beginnings import by_beginning, common
+from hmx.evaluation.beginnings import by_beginning
 from hmx.evaluation.benchmark import Subject, Tick
 from hmx.precision import autocast
 from hmx.prompts import pad_id
-from hmx.sampling import Prefix, pad_left, positions
+from hmx.sampling import Prefix, common, pad_left, positions
 
 LOGITS = 2**27
 """How many logits there may be at once: half a GB in FP32, and as much again for what a family does to them."""

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 
 from hmx.config import JudgeConfig
-from hmx.judge.expected import GradeLines
+from hmx.judge.expected import SCORE, GradeLines
 from hmx.judge.parse import parse_score, score_is_settled
 from hmx.judge.rubric import Rubric
 from hmx.lora import bypass
 from hmx.memory import Portions
 from hmx.prompts import decode, encode_chat, end_of_turn_ids, pad_id
-from hmx.sampling import Prefix, generate, last_logits
+from hmx.sampling import Prefix, common, generate, last_logits
 
 READABLE = 0.5
 """The least probability of all grades together with which an expectation counts."""
@@ -61,6 +61,9 @@ class SelfJudge:
         self.lines = GradeLines.of(tokenizer) if expected else None
         self.end_ids, self.pad_id = end_of_turn_ids(model, tokenizer), pad_id(tokenizer)
         self._prefix: Prefix | None = None
+        score = [tokenizer.encode(f"{SCORE}{grade}", add_special_tokens=False) for grade in (0, 7)]
+        self._guess = score[0][: common(*score)][: max_new_tokens - 1]
+        """How replies are expected to begin, until half of a batch do not."""
         self._portions = Portions("judging answers")
 
     @classmethod
@@ -101,6 +104,26 @@ class SelfJudge:
     def _reply(
         self, prompts: list[list[int]], temperature: float, generator: torch.Generator | None = None
     ) -> list[str]:
+        if self._guess and temperature == 0:
+            replies = self._generate(prompts, temperature, guess=self._guess)
+            others = [row for row, reply in enumerate(replies) if not reply]
+            if 2 * len(others) > len(replies):
+                self._guess = []
+            if others:
+                again = self._generate([prompts[row] for row in others], temperature)
+                for row, reply in zip(others, again, strict=True):
+                    replies[row] = reply
+        else:
+            replies = self._generate(prompts, temperature, generator)
+        return [decode(self.tokenizer, reply) for reply in replies]
+
+    def _generate(
+        self,
+        prompts: list[list[int]],
+        temperature: float,
+        generator: torch.Generator | None = None,
+        guess: Sequence[int] = (),
+    ) -> list[list[int]]:
         with bypass(self.model):
             completions = generate(
                 self.model,
@@ -112,8 +135,9 @@ class SelfJudge:
                 generator=generator,
                 prefix=self._shared_prefix(prompts),
                 stop=self._settled if self.stop_after_score else None,
+                guess=guess,
             )
-        return [decode(self.tokenizer, row) for row in completions.rows()]
+        return completions.rows()
 
     def _expectations(self, prompts: list[list[int]]) -> list[Verdict]:
         read = self.lines.read
@@ -143,6 +167,6 @@ class SelfJudge:
         if self._prefix is None:
             pairs = (("Why?", "So."), ("9 or 10", "[]"))
             one, other = (encode_chat(self.tokenizer, self.rubric.messages(*pair)) for pair in pairs)
-            same = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+            same = common(one, other)
             self._prefix = Prefix.of(self.model, one[:same]) if same else None
         return self._prefix if self._prefix and all(map(self._prefix.starts, prompts)) else None

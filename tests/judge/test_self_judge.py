@@ -206,12 +206,13 @@ def test_stopping_after_the_score_gives_the_same_grades(family, monkeypatch):
     bias = torch.full((len(reply) + 1, len(family.tokenizer)), -1e4)
     for t, token in enumerate([*reply, family.end_id]):
         bias[t, token] = 1e4
-    step = []
+    said = []
 
     def forward(*args, **options):
         output = original(*args, **options)
-        output.logits = output.logits[:, -1:] * 0 + bias[len(step)]
-        step.append(None)
+        keep = options["logits_to_keep"]
+        output.logits = output.logits[:, -keep:] * 0 + bias[len(said) : len(said) + keep]
+        said.extend([None] * keep)
         return output
 
     original = family.model.forward
@@ -221,12 +222,12 @@ def test_stopping_after_the_score_gives_the_same_grades(family, monkeypatch):
         judge._shared_prefix([])
         with monkeypatch.context() as patch:
             patch.setattr(family.model, "forward", forward)
-            step.clear()
-            results.append((judge.grade(QUESTIONS, ANSWERS), len(step)))
-    (short, short_steps), (whole, whole_steps) = results
+            said.clear()
+            results.append((judge.grade(QUESTIONS, ANSWERS), len(said)))
+    (short, short_said), (whole, whole_said) = results
     assert [verdict.grade for verdict in short] == [verdict.grade for verdict in whole] == [7, 7, 7]
     assert short[0].text == "Score: 7" and whole[0].text == "Score: 7\nReason\nScore: 9"
-    assert short_steps < whole_steps == len(reply) + 1
+    assert short_said < whole_said == len(reply) + 1
     assert parse_score(whole[0].text) == 7
 
 
@@ -234,6 +235,22 @@ def test_prompts_that_share_no_beginning_are_judged_all_the_same(qwen3):
     qwen3.tokenizer.chat_template = "{{ messages[0].content }}"
     judge = SelfJudge(qwen3.model, qwen3.tokenizer, Rubric("{question} {answer}"), max_new_tokens=2)
     assert len(judge.grade(QUESTIONS, ANSWERS)) == 3
+
+
+def test_replies_that_begin_otherwise_than_guessed_are_asked_for_without_a_guess(scripted, family):
+    judge, script = scripted(["Score: 7", "", "Score: 4"], ["**Score:** 3"])
+    assert [verdict.grade for verdict in judge.grade(QUESTIONS, ANSWERS)] == [7, 3, 4]
+    first, second = script.calls
+    assert family.tokenizer.decode(first["guess"]).strip() == "Score:"
+    assert second["prompts"] == first["prompts"][1:2]
+    assert not second["guess"]
+
+
+def test_a_judge_that_begins_otherwise_is_soon_not_guessed_at_any_more(scripted):
+    judge, script = scripted(["", "", "Score: 4"], ["7", "8"], ["1", "2", "3"])
+    assert [verdict.grade for verdict in judge.grade(QUESTIONS, ANSWERS)] == [7, 8, 4]
+    assert [verdict.grade for verdict in judge.grade(QUESTIONS, ANSWERS)] == [1, 2, 3]
+    assert [bool(call["guess"]) for call in script.calls] == [True, False, False]
 
 
 def test_grading_in_portions_gives_the_same_verdicts(scripted, monkeypatch):
