@@ -131,7 +131,7 @@ def describe(found: Probe) -> str:
     lines += ["", "grade  texts"]
     for grade in (*range(11), None):
         bar = "█" * round(30 * counts[grade] / most)
-        lines.append(f"{'none' if grade is None else grade:>5}  {counts[grade]:>5}  {bar}".rstrip())
+        lines.append(f"{'–' if grade is None else grade:>5}  {counts[grade]:>5}  {bar}".rstrip())
     order, ties = (f"{value:.0%}" if value is not None else "–" for value in (found.in_order, found.ties))
     lines += ["", f"right order {order} of the pairs (ties count half), ties {ties}, unreadable {found.unreadable:.0%}"]
     lines += [f"Warning: {sentence}." for sentence in found.warnings()] or ["Nothing speaks against this judge."]
@@ -162,6 +162,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
 
 
 def _mean(grades: Sequence[float | None]) -> float | None:

@@ -85,3 +85,13 @@ def test_the_command_reports_on_a_models_judge(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "answers, strong" in said and "unreadable" in said
     assert main(["--config", str(tmp_path / "none.toml")]) == 2
+
+
+def test_an_interrupted_command_ends_in_a_sentence(tmp_path, capsys, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    small_config(tmp_path)
+    monkeypatch.setattr(probe, "probe", interrupted)
+    assert main(["--config", str(tmp_path / "small.toml")]) == 130
+    assert "Stopped." in capsys.readouterr().err
