@@ -18,12 +18,12 @@ from hmx.tiny.lessons import lessons
 from hmx.tiny.pretrain import CONTEXT, Stream, batches, make_model, shared_prefix, train
 from hmx.tiny.tokenizer import train_tokenizer
 
-STEPS = 1600
-JUDGED, ANSWERED = 44, 76
+STEPS = 2600
+JUDGED, ANSWERED = 56, 56
 """Rows of a worker's step: gradings, and conversations."""
 _LESSONS = 0.22
 """How many of the conversations are lessons, which are short: about an eighth of what the model learns to say."""
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 4e-3
 _SHARPEN = 1.6
 """All logits are multiplied by this in the end, so that temperature 1 is what 1 / 1.6 was: so small a model, so
 shortly trained, leaves too much to improbable words. The last norm's weights do it; what is most probable, and so the

@@ -9,11 +9,12 @@ Three things make it fast enough for a CPU:
 * Two processes each make their own batches and their own gradients, whose sum moves the weights that they share. How
   many processes there are belongs to the recipe: the weights do not depend on how many cores work on it.
 
-Only the assistant's tokens are learned, and of a grading mainly the grade. One number says little about a text of fifty
-tokens. So while it is trained, a linear probe must read off the last layer but one, at the end of each sentence that is
-graded, how strong that sentence is or that it is garbled, and within the sentence, at each token, whether what stands
-there can still become a sentence; and at each token that an interviewee says, what it was asked about, without which
-the model does not learn to answer on the subject. The probe is thrown away; what it taught the layers below stays.
+Of a grading mainly the grade is learned, and the text that is graded as far as it is well-formed. One number says
+little about a text of fifty tokens. So while it is trained, a linear probe must read off the last layer but one, at the
+end of each sentence that is graded, how strong that sentence is or that it is garbled, and within the sentence, at each
+token, whether what stands there can still become a sentence; and at each token that an interviewee says, what it was
+asked about, without which the model does not learn to answer on the subject. The probe is thrown away; what it taught
+the layers below stays.
 """
 
 import multiprocessing
@@ -41,12 +42,16 @@ _GARBLED, _WHOLE, _BROKEN, _ABOUT = 11, 12, 13, 14
 what stands there can still become a sentence; and in an interview, from here on, which category it is about.
 """
 _LABELS = _ABOUT + len(CATEGORIES)
-_RISE, _FALL = 100, 800
+_RISE, _FALL = 100, 900
 """Steps in which the learning rate goes up, and comes down."""
 _TEACH = 1.0
 """Weight of the probe's loss."""
 _GRADE, _FORM = 1.0, 0.05
 """Weights of a grading's tokens: the grade itself, and the form around it."""
+_READ = 0.5
+"""Weight of the loss on the texts that are graded, where they are well-formed: more sentences to learn the language
+from, and more varied ones than the interviewee's.
+"""
 
 
 @dataclass(frozen=True)
@@ -276,6 +281,14 @@ def token_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> torch.T
     return (losses * weights[learned]).sum() / weights.sum()
 
 
+def reading_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> torch.Tensor:
+    """Mean cross-entropy of the tokens of graded texts that may still become a sentence; 0 if there are none."""
+    labels = batch.strengths[:, 1:]
+    learned = (labels >= 0) & (labels < _GARBLED) | (labels == _WHOLE)
+    logits = states.last[:, :-1][learned] @ model.lm_head.weight.to(states.last.dtype).T
+    return F.cross_entropy(logits.float(), batch.tokens[:, 1:][learned], reduction="sum") / max(len(logits), 1)
+
+
 def probe_loss(probe: nn.Linear, batch: Batch, states: States) -> torch.Tensor:
     """Mean cross-entropy of the strengths at the sentences' ends, and half as much of what is known before the ends and
     of what an interview is about.
@@ -347,10 +360,7 @@ def _lead(
         torch.optim.AdamW([words, others], lr=lr, betas=(0.9, 0.98)),
     ]
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: _rate(step, steps)
-        )
-        for optimizer in optimizers
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps)) for optimizer in optimizers
     ]
     parameters = [*model.parameters(), probe.weight]
     averages = [0.0] * (len(streams) + 1)
@@ -411,6 +421,7 @@ def _gradient(model: Qwen3ForCausalLM, probe: nn.Linear, streams: list[Stream], 
         states = hidden_states(model, batch, stream.prefix)
         loss = token_loss(model, batch, states)
         losses.append(loss.item())
+        loss = loss + _READ * reading_loss(model, batch, states)
         if (batch.strengths >= 0).any():
             lesson = probe_loss(probe, batch, states)
             taught += lesson.item()

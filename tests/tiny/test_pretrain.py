@@ -18,6 +18,7 @@ from hmx.tiny.pretrain import (
     make_model,
     pad,
     probe_loss,
+    reading_loss,
     shared_prefix,
     token_loss,
     train,
@@ -128,6 +129,26 @@ def test_the_probes_loss_is_the_mean_at_ends_and_half_of_that_between() -> None:
                 (ends if mark <= 11 else between).append(-probe(state).log_softmax(-1)[mark].item())
     wanted = sum(ends) / len(ends) + 0.5 * sum(between) / len(between)
     assert probe_loss(probe, batch, states).item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_of_a_graded_text_is_learned_to_say_what_may_become_a_sentence() -> None:
+    model = make_model(TOKENIZER, seed=1)
+    row = encode(Corpus(RUBRIC, [], 0).grading("Why?", "I feel alive. Ü feel! I am a"), TOKENIZER, [])
+    batch = pad([row], TOKENIZER.pad_token_id)
+    logprobs = model(batch.tokens).logits[0].double().log_softmax(-1)
+    begin = row.tokens.index(TOKENIZER.encode("Answer:")[0]) + 2
+    said = [place for place in range(begin, len(row.tokens)) if row.strengths[place] in (*range(11), 12)]
+    assert TOKENIZER.decode([row.tokens[place] for place in said]).split() == "I feel alive. I am".split()
+    wanted = -sum(logprobs[place - 1, row.tokens[place]].item() for place in said) / len(said)
+    found = reading_loss(model, batch, hidden_states(model, batch, [], torch.float32))
+    assert found.item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_an_interview_has_no_graded_text_to_learn_from() -> None:
+    model = make_model(TOKENIZER, seed=1)
+    asked = Example([{"role": "user", "content": "Why?"}], "I do not know.", category="survival")
+    batch = pad([encode(asked, TOKENIZER, [])], TOKENIZER.pad_token_id)
+    assert reading_loss(model, batch, hidden_states(model, batch, [], torch.float32)).item() == 0
 
 
 def test_an_answer_is_learned_whole_with_its_end() -> None:
