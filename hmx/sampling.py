@@ -120,7 +120,7 @@ def generate(
         slots: how many slots of the KV cache may be used at once, a row taking as many as the longest of its batch
             needs. Prompts that do not fit wait, in their order, and take the places of rows that have ended. Only for
             one completion a prompt.
-        tick: called from time to time with how many rows have ended.
+        tick: called with how many rows have ended, whenever it is a good part of those that are computed.
     """
     if not prompts or not all(prompts):
         raise ValueError("generate needs at least one prompt, and none may be empty")
@@ -181,11 +181,11 @@ def generate(
             room -= 1
             if room == 0 or t % poll == poll - 1:
                 left = int(active.sum())
-                if tick is not None:
-                    tick(begun * repeats - left)
-                if left == 0 and begun == len(prompts):
-                    break
                 if left <= DROP_BELOW * len(active):
+                    if tick is not None:
+                        tick(begun * repeats - left)
+                    if left == 0 and begun == len(prompts):
+                        break
                     kept = active.nonzero().squeeze(1)
                     live, active, place, token = live[kept], active[kept], place[kept], token[kept]
                     if left:

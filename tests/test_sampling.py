@@ -269,7 +269,8 @@ def test_rows_that_wait_for_slots_equal_rows_together(family, temperature, share
         few = sample(family.model, prompts, generator=generator(5), slots=slots, tick=told.append, **options)
         assert few.rows() == together.rows()
         assert few.truncated.tolist() == together.truncated.tolist()
-        assert told[-1] == len(prompts)
+        assert told[-1] == len(prompts) and told == sorted(set(told))
+        told.clear()
     assert len({len(row) for row in together.rows()}) > 2
 
 
