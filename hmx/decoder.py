@@ -21,12 +21,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Gemma2ForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM
 
+from hmx.cache import Beneath, Cache
 from hmx.lora.layer import LoRALinear
 
 FAMILIES = (Qwen3ForCausalLM, LlamaForCausalLM, Gemma2ForCausalLM)
-BLOCK = 128
-"""A cache grows to a multiple of so many slots."""
-
 enabled = True
 """Tests and benchmarks switch this off to run every model's own forward pass."""
 
@@ -102,7 +100,7 @@ class Decoder:
         """The decoder of `model` with its adapter as it is now, or None if the model has anything unknown here."""
         return cls(model) if enabled and _is_known(model) else None
 
-    def read(self, ids: torch.Tensor, attention: torch.Tensor, cache: "Cache | None" = None) -> torch.Tensor:
+    def read(self, ids: torch.Tensor, attention: torch.Tensor, cache: Cache | Beneath | None = None) -> torch.Tensor:
         """Run prompts, or whole sequences; returns their last hidden states [B, Q, hidden].
 
         Args:
@@ -122,7 +120,9 @@ class Decoder:
             biases[window] = bias[:, None]  # [B, 1, Q, S]
         return self.hidden(ids, self.rope_table(S)[slots[:, S - Q :]], biases, cache)
 
-    def read_trees(self, ids: torch.Tensor, depth: torch.Tensor, end: torch.Tensor, cache=None) -> torch.Tensor:
+    def read_trees(
+        self, ids: torch.Tensor, depth: torch.Tensor, end: torch.Tensor, cache: Beneath | None = None
+    ) -> torch.Tensor:
         """Run rows that are trees of tokens in preorder; returns their last hidden states [B, Q, hidden].
 
         A token sees the path from the root to itself: of the tokens before it those whose subtree has not ended.
@@ -147,7 +147,9 @@ class Decoder:
             biases[window] = bias.masked_fill_(~near, -torch.inf)[:, None]  # [B, 1, Q, S]
         return self.hidden(ids, self.rope_table(int(depth.max()) + 1)[depth], biases, cache)
 
-    def hidden(self, ids: torch.Tensor, rope: torch.Tensor, biases: dict, cache: "Cache | None") -> torch.Tensor:
+    def hidden(
+        self, ids: torch.Tensor, rope: torch.Tensor, biases: dict, cache: Cache | Beneath | None
+    ) -> torch.Tensor:
         """The last hidden states [B, Q, hidden].
 
         Args:
@@ -178,7 +180,7 @@ class Decoder:
         sin[..., : self.D // 2].neg_()
         return torch.stack([cos[0], sin[0]], dim=1)
 
-    def _attention(self, i, layer: Layer, x, cos, sin, bias, cache: "Cache | None") -> torch.Tensor:
+    def _attention(self, i, layer: Layer, x, cos, sin, bias, cache: Cache | Beneath | None) -> torch.Tensor:
         B, Q, _ = x.shape
         heads = layer.qkv(x).view(B, Q, -1, self.D)
         turned, value = heads.split((self.H + self.K, self.K), dim=2)
@@ -216,147 +218,6 @@ def output_logits(model, hidden: torch.Tensor) -> torch.Tensor:
     logits = model.get_output_embeddings()(hidden)
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
-class Cache:
-    """Keys and values of all layers, each a buffer [B, K, room, D] whose first `length` slots are filled."""
-
-    def __init__(self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor], length: int):
-        self.keys, self.values, self.length = list(keys), list(values), length
-
-    def add(self, i: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the new slots [B, K, Q, D] of layer i; returns all of its slots [B, K, S, D]."""
-        end = self.length + key.shape[2]
-        keys, values = self.keys[i], self.values[i]
-        keys[:, :, self.length : end] = key
-        values[:, :, self.length : end] = value
-        return keys[:, :, :end], values[:, :, :end]
-
-    def reserve(self, slots: int, most: int) -> None:
-        """Make room for `slots` in all, and at once for those to come in their block; there will be no more than
-        `most`.
-        """
-        if slots > (room := self.keys[0].shape[2]):
-            more = min(-(-slots // BLOCK) * BLOCK, most) - room
-            for buffers in (self.keys, self.values):
-                for i, buffer in enumerate(buffers):  # one after the other: never the whole cache twice
-                    buffers[i] = F.pad(buffer, (0, 0, 0, more))
-
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep or repeat rows."""
-        for buffers in (self.keys, self.values):
-            for i, buffer in enumerate(buffers):
-                buffers[i] = buffer[rows]
-
-    def join(self, other: "Cache", orders: Sequence[torch.Tensor]) -> None:
-        """Put the rows of `other` behind one's own.
-
-        Args:
-            orders: of either cache the slots [B, S] that its rows shall have from now on.
-        """
-        for buffers, others in ((self.keys, other.keys), (self.values, other.values)):
-            for i, both in enumerate(zip(buffers, others, strict=True)):
-                buffers[i] = torch.cat([_reordered(*one) for one in zip(both, orders, strict=True)])
-        self.length = orders[0].shape[1]
-
-
-def _reordered(buffer: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    _, K, _, D = buffer.shape
-    return buffer.gather(2, order[:, None, :, None].expand(-1, K, -1, D))
-
-
-class Beneath:
-    """The keys and values of a shared prefix under rows that are read once: what `Cache` is to rows that go on.
-
-    Args:
-        prefix: a pair [1, K, length, D] for each layer.
-    """
-
-    def __init__(self, prefix: Sequence[tuple[torch.Tensor, torch.Tensor]]):
-        self.prefix, self.length = prefix, prefix[0][0].shape[2]
-
-    def add(self, i: int, key: torch.Tensor, value: torch.Tensor) -> list[torch.Tensor]:
-        """The prefix of layer i and behind it the new slots [B, K, Q, D], which are not kept."""
-        pairs = zip(self.prefix[i], (key, value), strict=True)
-        return [torch.cat([before.expand(len(new), -1, -1, -1), new], dim=2) for before, new in pairs]
-
-
-class Decoding:
-    """A batch of prompts on its way through a decoder, a token at a time.
-
-    Args:
-        ids: [B, Q], padded in front.
-        attention: [B, S], 1 for tokens and 0 for padding; the S - Q slots of a shared prefix come first.
-        prefix: the keys and values of those slots, a pair [1, K, S - Q, D] for each layer.
-        room: the most tokens that will follow.
-        last: behind how many of the prompts' last tokens `logits` shall stand.
-    """
-
-    joins = True
-
-    def __init__(self, decoder: Decoder, ids: torch.Tensor, attention: torch.Tensor, prefix, room: int, last: int = 1):
-        (B, S), Q = attention.shape, ids.shape[1]
-        self.decoder = decoder
-        shape = (B, decoder.K, S, decoder.D)
-        if prefix:
-            keys, values = (
-                [F.pad(t.expand(B, -1, -1, -1), (0, 0, 0, Q)) for t in side] for side in zip(*prefix, strict=True)
-            )
-        else:
-            keys, values = ([decoder.norm.new_empty(shape, dtype=decoder.dtype) for _ in decoder.layers] for _ in "kv")
-        self.cache = Cache(keys, values, S - Q)
-        hidden = decoder.read(ids, attention, self.cache)
-        self.logits = output_logits(decoder.model, hidden[:, -last:])  # [B, last, V]
-
-        self._lay(attention, room)
-
-    def _lay(self, attention: torch.Tensor, room: int) -> None:
-        """What the steps to come need to know of the slots so far: `attention` [B, S], 1 for tokens."""
-        decoder, (B, S) = self.decoder, attention.shape
-        self.most = S + room
-        self.position = attention.sum(dim=1)  # [B], of the next token
-        to_come = self.position[:, None] + torch.arange(room, device=attention.device)
-        # A window counts positions, not slots, of which padding may take some.
-        self.slots = torch.cat([positions(attention), to_come], dim=1)  # [B, S + room]
-        self.bias = decoder.norm.new_zeros(B, 1, 1, self.most, dtype=decoder.dtype)
-        self.bias[:, 0, 0, :S].masked_fill_(attention == 0, -torch.inf)
-        self.rope = decoder.rope_table(self.most)
-
-    def step(self, token: torch.Tensor) -> torch.Tensor:
-        """Add a token [B] to each row; returns the logits [B, V] of the next."""
-        S = self.cache.length + 1
-        self.cache.reserve(S, self.most)
-        biases = {}
-        for window in self.decoder.windows:
-            biases[window] = self.bias[..., :S]
-            if window is not None and window < S:
-                far = self.slots[:, :S] <= self.position[:, None] - window  # [B, S]
-                biases[window] = biases[window].masked_fill(far[:, None, None], -torch.inf)
-        rope = self.rope.index_select(0, self.position)[:, None]
-        hidden = self.decoder.hidden(token[:, None], rope, biases, self.cache)
-        self.position = self.position + 1
-        return output_logits(self.decoder.model, hidden[:, -1])
-
-    def select(self, rows: torch.Tensor) -> None:
-        """Go on with these rows, in this order; a row may be repeated."""
-        self.cache.select(rows)
-        self.position, self.slots, self.bias = self.position[rows], self.slots[rows], self.bias[rows]
-
-    def join(self, other: "Decoding", room: int) -> None:
-        """Go on with the rows of `other` behind one's own; at most `room` tokens will follow.
-
-        All rows write to the same slot next, so each is moved until its last token stands in the one before, and the
-        padding in front is as short as the longest row allows.
-        """
-        S = int(max(self.position.max(), other.position.max()))
-        parts, seen = [], []
-        for decoding in (self, other):
-            tokens = decoding.bias[:, 0, 0, : decoding.cache.length] == 0  # [B, slots so far]
-            order = tokens.int().argsort(dim=1, stable=True)[:, -S:]  # padding first
-            parts.append(F.pad(order, (S - order.shape[1], 0)))
-            seen.append(F.pad(tokens.gather(1, order), (S - order.shape[1], 0)))
-        self.cache.join(other.cache, parts)
-        self._lay(torch.cat(seen).long(), room)
 
 
 def positions(attention: torch.Tensor) -> torch.Tensor:

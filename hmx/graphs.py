@@ -11,7 +11,9 @@ Without a GPU the same steps run unrecorded, which is how the tests hold them ag
 
 import torch
 
-from hmx.decoder import Cache, Decoding, output_logits
+from hmx.cache import Cache
+from hmx.decoder import output_logits
+from hmx.decoding import Decoding
 from hmx.memory import say
 
 RECORD_AFTER = 3

@@ -1,11 +1,11 @@
 """Batched sampling with a KV cache: the one way in which this project generates text.
 
 `generate` reads as the loop it is: prefill the prompts, then choose a token for every row and feed it back until all
-rows have ended. Tokens are drawn by inverting the cumulative distribution with one uniform number a token. All uniform
-numbers are drawn at the start, on the CPU, row by row: they are the same on every device and whether rows are sampled
-together or one by one, and so are the completions, but where a last bit of a probability decides. The forward pass is
-the model's own (`_Modules`) or, for the families it knows, the same one written out in fewer operations
-(`hmx.decoder`).
+rows have ended; prompts that wait for room take the places of rows that have. Tokens are drawn by inverting the
+cumulative distribution with one uniform number a token. All uniform numbers are drawn at the start, on the CPU, row by
+row: they are the same on every device and whether rows are sampled together or one by one, and so are the completions,
+but where a last bit of a probability decides. The forward pass is the model's own (`PlainDecoding`) or, for the
+families it knows, the same one written out in fewer operations (`hmx.decoder`).
 
 Notation: `B` rows, `T` completion tokens (the longest row's), `V` vocabulary.
 """
@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from transformers import DynamicCache
 
-from hmx.decoder import Decoder, Decoding, positions
+from hmx.decoder import Decoder
+from hmx.decoding import Decoding, PlainDecoding
 from hmx.errors import UserError
 from hmx.graphs import StaticDecoding
 from hmx.precision import autocast
@@ -146,66 +147,61 @@ def generate(
     ended = torch.zeros(rows, dtype=torch.bool, device=device)  # by its own end-of-turn token or by `stop`
     finite = torch.ones((), dtype=torch.bool, device=device)
     limit = torch.tensor(limits, device=device).repeat_interleave(repeats)  # [B]
+    widths = [len(prompt) + most for prompt, most in zip(prompts, limits, strict=True)]
     poll = 1 if device.type == "cpu" else 16  # asking a GPU whether all rows have ended makes it wait for us
 
-    widths = [len(prompt) + most for prompt, most in zip(prompts, limits, strict=True)]
-    begun = _fitting(widths, slots)
+    def begin(count: int) -> _Batch:
+        """Read the next `count` prompts, each with the guess behind it."""
+        nonlocal begun, room
+        first, begun = begun, begun + count
+        room = max(room, *(limits[place] - len(guess) for place in range(first, begun)))
+        read = [[*prompt, *guess] for prompt in prompts[first:begun]]
+        batch = _Batch.of(_start(model, read, pad_id, prefix, room, len(guess) + 1), first, repeats, guessed)
+        right = batch.rows[batch.active]
+        tokens[right, : len(guess)], mask[right, : len(guess)] = guessed, True
+        return batch
+
+    begun = room = 0  # how many prompts were begun, and the most tokens that any row of the batch can still get
     with autocast(model):
-        room = max(limits[:begun]) - len(guess)  # the most tokens that any row of the batch can still get
-        forward = _start(model, [[*prompt, *guess] for prompt in prompts[:begun]], pad_id, prefix, room, len(guess) + 1)
-        logits = forward.logits  # [P, len(guess) + 1, V]
-        if repeats > 1:
-            each = torch.arange(rows, device=device) // repeats
-            forward.select(each)
-            logits = logits[each]  # [B, len(guess) + 1, V]
-        # Of the rows that are computed, ended or not:
-        live = torch.arange(len(logits), device=device)  # which they are
-        active = (logits[:, :-1].argmax(dim=-1) == guessed).all(dim=1)  # whether they have not ended
-        place = torch.full_like(live, len(guess))  # how many tokens they have
-        tokens[live[active], : len(guess)], mask[live[active], : len(guess)] = guessed, True
-        logits = logits[:, -1]  # [B, V]
+        batch = begin(_fitting(widths, slots))
         for t in itertools.count():
+            row, place, logits, active = batch.rows, batch.place, batch.logits, batch.active
             if temperature > 0:
-                token = sample_token(logits, uniform[live, place], temperature)
+                token = sample_token(logits, uniform[row, place], temperature)
             else:
                 token = logits.argmax(dim=-1)
             finite &= logits.sum(dtype=torch.float32).isfinite()  # as is every summand
-            tokens[live, place] = torch.where(active, token, pad_id)
-            mask[live, place] = active
+            tokens[row, place] = torch.where(active, token, pad_id)
+            mask[row, place] = active
             ending = active & torch.isin(token, ends)
             if stop is not None:
-                ending |= active & _stopped(stop, tokens[live], place + 1, active)
-            ended[live] |= ending
-            place += active
-            active = active & ~ending & (place < limit[live])
+                ending |= active & _stopped(stop, tokens[row], place + 1, active)
+            ended[row] |= ending
+            batch.place = place + active
+            batch.active = active & ~ending & (batch.place < limit[row])
             room -= 1
-            if room == 0 or t % poll == poll - 1:
-                left = int(active.sum())
-                if left <= DROP_BELOW * len(active):
-                    if tick is not None:
-                        tick(begun * repeats - left)
-                    if left == 0 and begun == len(prompts):
-                        break
-                    kept = active.nonzero().squeeze(1)
-                    live, active, place, token = live[kept], active[kept], place[kept], token[kept]
-                    if left:
-                        forward.select(kept)
-                    joining = _fitting(widths[begun:], slots, beside=[widths[row // repeats] for row in live.tolist()])
-                    if joining and (left == 0 or forward.joins):
-                        end = begun + joining
-                        room = max(room, *limits[begun:end])
-                        newcomers = _start(model, prompts[begun:end], pad_id, prefix, room)
-                        logits = newcomers.logits[:, -1]
-                        if left:
-                            logits = torch.cat([forward.step(token), logits])
-                            forward.join(newcomers, room)
-                        else:
-                            forward = newcomers
-                        live = torch.cat([live, torch.arange(begun, end, device=device)])
-                        active, place = F.pad(active, (0, joining), value=True), F.pad(place, (0, joining))
-                        begun = end
-                        continue
-            logits = forward.step(token)
+            if room > 0 and t % poll < poll - 1:
+                batch.step(token)
+                continue
+
+            left = int(batch.active.sum())
+            if left > DROP_BELOW * len(row):
+                batch.step(token)
+                continue
+            if tick is not None:
+                tick(begun * repeats - left)
+            kept = batch.active.nonzero().squeeze(1)
+            more = _fitting(widths[begun:], slots, [widths[one // repeats] for one in row[kept].tolist()])
+            if left:
+                batch.keep(kept)
+                batch.step(token[kept])
+                if more and batch.forward.joins:
+                    batch.join(begin(more), room)
+            elif more:
+                room = 0
+                batch = begin(more)
+            else:
+                break
 
     if not finite:
         raise UserError("The model's logits are not finite numbers; try --set model.precision=bf16 or fp32.")
@@ -266,6 +262,50 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -
     return ids, attention
 
 
+@dataclass
+class _Batch:
+    """The rows that are computed together, ended or not."""
+
+    forward: "PlainDecoding | Decoding"
+    rows: torch.Tensor
+    """[B], which they are of all rows."""
+    active: torch.Tensor
+    """[B] bool, whether they have not ended."""
+    place: torch.Tensor
+    """[B], how many tokens they have, which is where the next one goes."""
+    logits: torch.Tensor
+    """[B, V], of the next token."""
+
+    @classmethod
+    def of(cls, forward, first: int, repeats: int, guessed: torch.Tensor) -> "_Batch":
+        """The completions of prompts that `forward` has read, prompt `first` and those after it, with `guessed` behind
+        them. Where other tokens would be likelier, a row has ended.
+        """
+        logits = forward.logits  # [P, len(guessed) + 1, V]
+        if repeats > 1:
+            each = torch.arange(len(logits) * repeats, device=logits.device) // repeats
+            forward.select(each)
+            logits = logits[each]  # [B, len(guessed) + 1, V]
+        rows = first * repeats + torch.arange(len(logits), device=logits.device)
+        right = (logits[:, :-1].argmax(dim=-1) == guessed).all(dim=1)
+        return cls(forward, rows, right, torch.full_like(rows, len(guessed)), logits[:, -1])
+
+    def step(self, token: torch.Tensor) -> None:
+        """Add a token [B] to each row."""
+        self.logits = self.forward.step(token)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drop all rows but these."""
+        self.forward.select(rows)
+        self.rows, self.active, self.place = self.rows[rows], self.active[rows], self.place[rows]
+
+    def join(self, other: "_Batch", room: int) -> None:
+        """Take in the rows of `other`; at most `room` tokens will follow."""
+        self.forward.join(other.forward, room)
+        for name in ("rows", "active", "place", "logits"):
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+
+
 def _fitting(widths: Sequence[int], slots: int | None, beside: Sequence[int] = ()) -> int:
     """How many rows that need so many slots fit beside others, in their order; one at least if there are no others.
 
@@ -289,7 +329,7 @@ def _start(model, prompts, pad_id: int, prefix: Prefix | None, room: int, last: 
         prefix = None
     layout = _lay_out(prompts, pad_id, prefix, model.device)
     if decoder is None:
-        return _Modules(model, *layout, last)
+        return PlainDecoding(model, *layout, last)
     decoding = StaticDecoding if model.device.type == "cuda" else Decoding
     return decoding(decoder, *layout, room, last)
 
@@ -307,43 +347,6 @@ def _lay_out(prompts, pad_id: int, prefix: Prefix | None, device) -> tuple:
     ids, attention = pad_left([prompt[shared:] for prompt in prompts], pad_id, device)
     attention = torch.cat([attention.new_ones(len(prompts), shared), attention], dim=1)
     return ids, attention, prefix.keys_values if prefix else None
-
-
-class _Modules:
-    """The model's own forward pass, for every architecture and as the reference; `Decoding` has the same methods and
-    attributes, and can be joined.
-    """
-
-    joins = False
-
-    def __init__(self, model, ids: torch.Tensor, attention: torch.Tensor, prefix, last: int = 1):
-        self.model, self.attention = model, attention
-        rows, shared = len(ids), attention.shape[1] - ids.shape[1]
-        self.cache = DynamicCache([(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in prefix or ()])
-        self.position = attention.sum(dim=1)  # [B], of the next token
-        self.logits = self._run(ids, positions(attention)[:, shared:], last)  # [B, last, V]
-
-    def step(self, token: torch.Tensor) -> torch.Tensor:
-        """Add a token [B] to each row; returns the logits [B, V] of the next."""
-        self.attention = torch.cat([self.attention, self.attention.new_ones(len(token), 1)], dim=1)
-        self.position = self.position + 1
-        return self._run(token[:, None], self.position[:, None] - 1)[:, -1]
-
-    def select(self, rows: torch.Tensor) -> None:
-        """Go on with these rows, in this order; a row may be repeated."""
-        self.cache.batch_select_indices(rows)
-        self.attention, self.position = self.attention[rows], self.position[rows]
-
-    def _run(self, ids: torch.Tensor, position_ids: torch.Tensor, last: int = 1) -> torch.Tensor:
-        output = self.model(
-            ids,
-            attention_mask=self.attention,
-            position_ids=position_ids,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=last,
-        )
-        return output.logits
 
 
 def _slides_within(model, length: int) -> bool:

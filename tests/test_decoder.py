@@ -8,8 +8,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from transformers import MistralConfig, MistralForCausalLM
 
-from hmx import decoder
-from hmx.decoder import Decoder, Decoding
+from hmx import cache, decoder
+from hmx.decoder import Decoder
+from hmx.decoding import Decoding
 from hmx.lora import attach, bypass
 from hmx.precision import autocast
 from hmx.sampling import Prefix, generate, pad_left
@@ -189,7 +190,7 @@ def test_finished_rows_are_dropped_and_the_others_go_on(monkeypatch):
 
 
 def test_a_cache_that_grows_block_by_block(monkeypatch):
-    monkeypatch.setattr(decoder, "BLOCK", 3)
+    monkeypatch.setattr(cache, "BLOCK", 3)
     model = build("gemma2")
     fast, slow = both(model, monkeypatch, models.random_prompts([4, 2], VOCABULARY), max_new_tokens=17, end_ids=[])
     assert fast.rows() == slow.rows()

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from hmx import decoder as decoder_module
-from hmx import graphs, sampling
-from hmx.decoder import Decoder, Decoding
+from hmx import cache, graphs, sampling
+from hmx.decoder import Decoder
+from hmx.decoding import Decoding
 from hmx.graphs import StaticDecoding
 from hmx.lora import attach
 from hmx.sampling import generate, pad_left
@@ -16,7 +16,7 @@ PROMPTS = [3, 9, 1]
 
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch):
-    monkeypatch.setattr(decoder_module, "BLOCK", 4)
+    monkeypatch.setattr(cache, "BLOCK", 4)
 
 
 def both(name: str, room: int = 14):
@@ -132,7 +132,7 @@ def test_generate_gives_the_same_completions(name, temperature, monkeypatch):
 @pytest.mark.parametrize("name", models.FAMILIES)
 @torch.no_grad()
 def test_on_a_gpu_recorded_steps_give_what_unrecorded_ones_do(name, monkeypatch):
-    monkeypatch.setattr(decoder_module, "BLOCK", 16)
+    monkeypatch.setattr(cache, "BLOCK", 16)
     model, prompts = models.build_model(name).half().cuda(), models.random_prompts([2, 7, 30], 61)
     completions = []
     for recorded in (True, False):

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from transformers import MistralConfig, MistralForCausalLM
 
-from hmx.decoder import Decoding
+from hmx.decoder import positions
+from hmx.decoding import Decoding
 from hmx.errors import UserError
 from hmx.lora import attach, bypass
-from hmx.sampling import Completions, Prefix, generate, pad_left, positions, sample_token
+from hmx.sampling import Completions, Prefix, generate, pad_left, sample_token
 from tests import models
 
 PAD = 0

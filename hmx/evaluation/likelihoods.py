@@ -25,13 +25,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from hmx.decoder import Beneath, Decoder, output_logits
+from hmx.cache import Beneath
+from hmx.decoder import Decoder, output_logits, positions
 from hmx.errors import UserError
 from hmx.evaluation.beginnings import by_beginning
 from hmx.evaluation.benchmark import Subject, Tick
 from hmx.precision import autocast
 from hmx.prompts import pad_id
-from hmx.sampling import Prefix, common, pad_left, positions
+from hmx.sampling import Prefix, common, pad_left
 
 LOGITS = 2**27
 """How many logits there may be at once: half a GB in FP32, and as much again for what a family does to them."""

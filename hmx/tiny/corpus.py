@@ -3,10 +3,10 @@
 Two kinds, in the proportions in which `build` asks for them:
 
 * *policy*: an interview question and an answer of known strength, mostly a detached one;
-* *judge*: the rubric's turn and "Score: …", the grade being the world's truth. Half of the answers are well-formed,
-  of every strength alike; the others are spoilt (`damage`) or come from files of texts that policies wrote while
-  they were fooling an earlier judge. In many of the questions words are exchanged for others, since the grade must
-  not depend on whether the question is a familiar one.
+* *judge*: the rubric's turn and "Score: …", the grade being the world's truth. Nearly half of the answers are
+  well-formed, of every strength alike; the others are spoilt (`damage`) or come from files of texts that policies
+  wrote while they were fooling an earlier judge. In many of the questions words are exchanged for others, since the
+  grade must not depend on whether the question is a familiar one.
 """
 
 import json
