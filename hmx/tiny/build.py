@@ -15,7 +15,8 @@ from hmx.judge.rubric import Rubric
 from hmx.prompts import encode_chat
 from hmx.tiny.corpus import Corpus, Example, read_found
 from hmx.tiny.lessons import lessons
-from hmx.tiny.pretrain import CONTEXT, Stream, batches, make_model, shared_prefix, train
+from hmx.tiny.pretrain import CONTEXT, Stream, make_model, train
+from hmx.tiny.rows import batches, shared_prefix
 from hmx.tiny.tokenizer import train_tokenizer
 
 STEPS = 2600

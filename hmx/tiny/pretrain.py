@@ -21,7 +21,6 @@ import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from multiprocessing.synchronize import Barrier
 
 import torch
@@ -30,51 +29,17 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from hmx.prompts import encode_chat
-from hmx.tiny.corpus import Example
-from hmx.tiny.world import CATEGORIES, read
+from hmx.tiny.rows import GARBLED, LABELS, WHOLE, Batch
 
 CONTEXT = 2048
-_CHUNK = 24
-"""Batches that are made at once and sorted by length, so that little is padding."""
-_GARBLED, _WHOLE, _BROKEN, _ABOUT = 11, 12, 13, 14
-"""What the probe says beside the strengths 0 to 10: at the end of a sentence that it is garbled, before the end whether
-what stands there can still become a sentence; and in an interview, from here on, which category it is about.
-"""
-_LABELS = _ABOUT + len(CATEGORIES)
 _RISE, _FALL = 100, 900
 """Steps in which the learning rate goes up, and comes down."""
 _TEACH = 1.0
 """Weight of the probe's loss."""
-_GRADE, _FORM = 1.0, 0.05
-"""Weights of a grading's tokens: the grade itself, and the form around it."""
 _READ = 0.5
 """Weight of the loss on the texts that are graded, where they are well-formed: more sentences to learn the language
 from, and more varied ones than the interviewee's.
 """
-
-
-@dataclass(frozen=True)
-class Row:
-    """An example in tokens, without the prefix that it may share with others."""
-
-    tokens: list[int]
-    weights: list[float]
-    """How much each token counts when it is predicted; 0 for those of the user."""
-    strengths: list[int]
-    """At the last token of each graded sentence its strength, `_GARBLED` if it has none; at the sentence's other tokens
-    `_WHOLE` or `_BROKEN`; where an interviewee answers, the question's category behind `_ABOUT`; elsewhere -1.
-    """
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of about one length, [B, L], padded behind."""
-
-    tokens: torch.Tensor
-    weights: torch.Tensor
-    strengths: torch.Tensor
-    mask: torch.Tensor
 
 
 def make_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalLM:
@@ -97,80 +62,6 @@ def make_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalL
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Qwen3ForCausalLM(config)
-
-
-def encode(example: Example, tokenizer: PreTrainedTokenizerBase, prefix: list[int]) -> Row:
-    """Tokens and weights of an example behind `prefix`, with which its prompt must begin."""
-    prompt = encode_chat(tokenizer, example.messages)
-    if prompt[: len(prefix)] != prefix:
-        raise ValueError("a prompt does not begin with the shared prefix")
-    reply = tokenizer.encode(example.reply, add_special_tokens=False) + [tokenizer.eos_token_id] * example.ends
-    strengths = [-1] * (len(prompt) + len(reply))
-    if example.judged is None:
-        weights = [1.0] * len(reply)
-        if example.category:
-            about = _ABOUT + list(CATEGORIES).index(example.category)
-            strengths[len(prompt) - 1 :] = [about] * (len(reply) + 1)
-    else:
-        weights = [_FORM] * len(reply)
-        weights[2] = _GRADE  # "Score", ":", " 7"
-        for place, strength in _strengths(example.judged, prompt, tokenizer):
-            strengths[place] = strength
-    weights = [0.0] * len(prompt) + weights
-    return Row((prompt + reply)[len(prefix) :], weights[len(prefix) :], strengths[len(prefix) :])
-
-
-def _strengths(text: str, prompt: list[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, int]]:
-    """What the probe should say at each place in `prompt` of `text`, with which the user's turn ends."""
-    place = len(prompt) - 3  # before the end of the turn and the assistant's header
-    left = len(text.encode())
-    for sentence in reversed(read(text)):
-        cuts = sentence.end - len(sentence.text), sentence.whole, sentence.end
-        begin, whole, end = (len(text[:cut].encode()) for cut in cuts)
-        last = True
-        while left > begin:
-            if left <= end and last:
-                yield place, _GARBLED if sentence.strength is None else sentence.strength
-                last = False
-            elif left <= end:
-                yield place, _WHOLE if left <= whole else _BROKEN
-            left -= len(tokenizer.convert_ids_to_tokens(prompt[place]))  # a character of a token is a byte of the text
-            place -= 1
-
-
-def shared_prefix(rows: list[list[int]]) -> list[int]:
-    """The tokens with which all of these prompts begin."""
-    length = next(
-        (place for place, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1), min(map(len, rows))
-    )
-    return rows[0][:length]
-
-
-def batches(
-    examples: Iterator[Example],
-    size: int,
-    tokenizer: PreTrainedTokenizerBase,
-    prefix: list[int],
-    generator: torch.Generator,
-) -> Iterator[Batch]:
-    """Batches of `size` rows of about one length, in random order."""
-    while True:
-        rows = sorted(
-            (encode(example, tokenizer, prefix) for example in islice(examples, size * _CHUNK)),
-            key=lambda row: len(row.tokens),
-        )
-        for group in torch.randperm(_CHUNK, generator=generator).tolist():
-            yield pad(rows[group * size : (group + 1) * size], tokenizer.pad_token_id)
-
-
-def pad(rows: list[Row], pad_id: int) -> Batch:
-    """Stack rows, with padding behind."""
-    width = max(len(row.tokens) for row in rows)
-    tokens = torch.tensor([row.tokens + [pad_id] * (width - len(row.tokens)) for row in rows])
-    weights = torch.tensor([row.weights + [0.0] * (width - len(row.weights)) for row in rows])
-    strengths = torch.tensor([row.strengths + [-1] * (width - len(row.strengths)) for row in rows])
-    mask = torch.tensor([[1] * len(row.tokens) + [0] * (width - len(row.tokens)) for row in rows])
-    return Batch(tokens, weights, strengths, mask)
 
 
 @dataclass(frozen=True)
@@ -276,17 +167,21 @@ def token_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> torch.T
     """Mean cross-entropy of the weighted tokens; logits are computed only where there is something to learn."""
     weights = batch.weights[:, 1:]
     learned = weights > 0
-    logits = states.last[:, :-1][learned] @ model.lm_head.weight.to(states.last.dtype).T
-    losses = F.cross_entropy(logits.float(), batch.tokens[:, 1:][learned], reduction="none")
+    losses = F.cross_entropy(_logits(model, states, learned), batch.tokens[:, 1:][learned], reduction="none")
     return (losses * weights[learned]).sum() / weights.sum()
 
 
 def reading_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> torch.Tensor:
     """Mean cross-entropy of the tokens of graded texts that may still become a sentence; 0 if there are none."""
     labels = batch.strengths[:, 1:]
-    learned = (labels >= 0) & (labels < _GARBLED) | (labels == _WHOLE)
-    logits = states.last[:, :-1][learned] @ model.lm_head.weight.to(states.last.dtype).T
-    return F.cross_entropy(logits.float(), batch.tokens[:, 1:][learned], reduction="sum") / max(len(logits), 1)
+    learned = (labels >= 0) & (labels < GARBLED) | (labels == WHOLE)
+    loss = F.cross_entropy(_logits(model, states, learned), batch.tokens[:, 1:][learned], reduction="sum")
+    return loss / max(int(learned.sum()), 1)
+
+
+def _logits(model: Qwen3ForCausalLM, states: States, learned: torch.Tensor) -> torch.Tensor:
+    """The logits [N, V] of the N tokens among a row's second to last that are learned, a mask [B, L - 1]."""
+    return (states.last[:, :-1][learned] @ model.lm_head.weight.to(states.last.dtype).T).float()
 
 
 def probe_loss(probe: nn.Linear, batch: Batch, states: States) -> torch.Tensor:
@@ -296,7 +191,7 @@ def probe_loss(probe: nn.Linear, batch: Batch, states: States) -> torch.Tensor:
     marked = batch.strengths >= 0
     labels = batch.strengths[marked]
     losses = F.cross_entropy(probe(states.probed[marked]), labels, reduction="none")
-    ends = labels <= _GARBLED
+    ends = labels <= GARBLED
     parts = (1.0, losses[ends]), (0.5, losses[~ends])
     return sum(weight * part.mean() for weight, part in parts if len(part))
 
@@ -318,7 +213,7 @@ def train(
     and hand their gradients over in shared memory. Muon moves the matrices of the layers, which takes about a quarter
     fewer steps here than AdamW, AdamW all else.
     """
-    probe = nn.Linear(model.config.hidden_size, _LABELS, bias=False)
+    probe = nn.Linear(model.config.hidden_size, LABELS, bias=False)
     nn.init.zeros_(probe.weight)
     model.share_memory().train()
     probe.share_memory()

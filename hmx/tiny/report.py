@@ -18,6 +18,7 @@ from hmx.prompts import decode, encode_question, end_of_turn_ids, pad_id
 from hmx.questions import Questions
 from hmx.sampling import generate
 from hmx.tiny.damage import ORDERS, spoil
+from hmx.tiny.grammar import Slot
 from hmx.tiny.interview import answer, ask
 from hmx.tiny.world import CATEGORIES, GRAMMAR, examine, normalise
 
@@ -137,11 +138,22 @@ def _speaks_of(category: str, text: str) -> bool:
     return any(f" {phrase} " in words for phrase in _PHRASES[category])
 
 
+def _sayable(name: str = "sentence", known: frozenset[str] = frozenset()) -> frozenset[str]:
+    """The lists that an answer can be made of, those that only questions use left out."""
+    known |= {name}
+    for option in GRAMMAR.lists[name]:
+        for item in option.items:
+            if isinstance(item, Slot) and item.name not in known:
+                known = _sayable(item.name, known)
+    return known
+
+
 def _phrases(category: str) -> list[str]:
-    options = (option for options in GRAMMAR.lists.values() for option in options if option.category == category)
+    options = (option for name in _SAYABLE for option in GRAMMAR.lists[name] if option.category == category)
     return [" ".join(option.items) for option in options if all(isinstance(item, str) for item in option.items)]
 
 
+_SAYABLE = sorted(_sayable())
 _PHRASES = {category: _phrases(category) for category in CATEGORIES}
 
 

@@ -10,19 +10,8 @@ from transformers import AutoTokenizer
 from hmx.judge.rubric import Rubric
 from hmx.prompts import encode_chat
 from hmx.tiny.corpus import Corpus, Example
-from hmx.tiny.pretrain import (
-    Stream,
-    batches,
-    encode,
-    hidden_states,
-    make_model,
-    pad,
-    probe_loss,
-    reading_loss,
-    shared_prefix,
-    token_loss,
-    train,
-)
+from hmx.tiny.pretrain import Stream, hidden_states, make_model, probe_loss, reading_loss, token_loss, train
+from hmx.tiny.rows import batches, encode, pad, shared_prefix
 from hmx.tiny.world import examine
 from tests.tiny.paths import DATA, TINY
 
