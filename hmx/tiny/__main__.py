@@ -12,6 +12,7 @@ from hmx.questions import Questions
 from hmx.tiny.build import STEPS, build
 from hmx.tiny.lessons import write_rows
 from hmx.tiny.report import report
+from hmx.tiny.studies import report_study
 
 _DATA = Path(__file__).parents[2] / "data"
 
@@ -25,6 +26,14 @@ def main() -> None:
     making.add_argument("--steps", type=int, default=STEPS, help=f"optimizer steps (default: {STEPS})")
     measuring = commands.add_parser("report", help="measure the embedded model")
     measuring.add_argument("--model", type=Path, default=_DATA / "tiny", help="the model's folder (default: data/tiny)")
+    measuring.add_argument(
+        "--runs",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="studies, such as runs/tiny: how far judge and truth went apart in them",
+    )
     for command in (making, measuring):
         command.add_argument("--seed", type=int, default=0)
     rows = commands.add_parser("rows", help="write the miniature benchmarks to data/tiny/benchmarks")
@@ -41,6 +50,8 @@ def main() -> None:
         else:
             questions = Questions.load(_DATA / "questions.toml")
             report(arguments.model, rubric, questions, _DATA / "tiny" / "handwritten.jsonl", arguments.seed)
+            for place in arguments.runs:
+                report_study(place)
     except UserError as error:
         sys.exit(str(error))
 
