@@ -1,14 +1,16 @@
 """A context-free grammar whose sentences carry a strength: the same lists make sentences and recognise them.
 
-The grammar is a text file (`world.txt`, which explains its notation). Making a sentence walks down from a list and
-draws alternatives; recognising one asks which spans of words a list can cover, and with what strength at most
+The grammar is text (`world.txt`, which explains the notation, and `everyday.txt`). Making a sentence walks down from a
+list and draws alternatives; recognising one asks which spans of words a list can cover, and with what strength at most
 (memoised recursive descent, which suits a grammar without left recursion). Both add up the same numbers, so every
 sentence made is recognised with at least the strength it was made with.
 """
 
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 TOP = 10
@@ -16,6 +18,9 @@ TOP = 10
 
 _HEADER = re.compile(r"\[(?P<name>\w+)(?:\.(?P<tag>\w+))?(?:/(?P<category>\w+))?(?: >(?P<floor>\d))?\]\s*(?P<rest>.*)")
 _SLOT = re.compile(r"<(?P<silent>-?)(?P<name>\w+)(?:\.(?P<tag>\w+))?>")
+_CHOICE = re.compile(r"\{([^{}]*)\}")
+_TIMES = re.compile(r"\s+x(\d+)\s*$")
+_UNNAMED = "one_of_"
 _OPENERS = ("open", "coldopen")
 _NO_OPENER = 0.8
 _AGAIN = 0.5
@@ -124,6 +129,7 @@ class Grammar:
         """Read the file's text; a slot without a list is an error of ours."""
         self.lists: dict[str, list[Alternative]] = {}
         self.floor: dict[str, int] = {}
+        self._unnamed: dict[str, str] = {}
         name, tag, category = "", None, None
         for line in text.splitlines():
             if line.startswith("#") or not line.strip():
@@ -134,16 +140,20 @@ class Grammar:
                 if header["floor"]:
                     self.floor[name] = int(header["floor"])
             for alternative in filter(str.strip, line.split("|")):
-                self.lists.setdefault(name, []).append(Alternative.parse(alternative, tag, category))
+                times = _TIMES.search(alternative)
+                text = _CHOICE.sub(self._choice, _TIMES.sub("", alternative))
+                self.lists.setdefault(name, []).extend(
+                    [Alternative.parse(text, tag, category)] * (int(times[1]) if times else 1)
+                )
         self._choices: dict[tuple[str, str | None, str | None], tuple[list[Alternative], list[Alternative]]] = {}
         self._check()
         self._starts = self._first()
         self._tries = {name: _Node.of(options) for name, options in self.lists.items()}
 
     @classmethod
-    def load(cls, path: Path) -> "Grammar":
-        """Read a grammar file."""
-        return cls(path.read_text(encoding="utf-8"))
+    def load(cls, *paths: Path) -> "Grammar":
+        """Read a grammar, of one file or several."""
+        return cls("\n".join(path.read_text(encoding="utf-8") for path in paths))
 
     def words(self) -> set[str]:
         """Every word of every alternative."""
@@ -154,6 +164,19 @@ class Grammar:
             for item in option.items
             if isinstance(item, str)
         }
+
+    def wordings(self, option: Alternative) -> Iterator[tuple[str, ...]]:
+        """All the words that an alternative can be, without commas; none if it has slots for lists with a name."""
+        parts = [
+            [(item,)]
+            if isinstance(item, str)
+            else [choice.items for choice in self.lists[item.name]]
+            if item.name.startswith(_UNNAMED)
+            else []
+            for item in option.items
+        ]
+        for chosen in product(*parts):
+            yield tuple(word for part in chosen for word in part if word != ",")
 
     def make(
         self, name: str, talk: Talk, rng: random.Random, tag: str | None = None, odd: float = 0.0
@@ -216,6 +239,12 @@ class Grammar:
         memo[name, start] = found
         return found
 
+    def _choice(self, braces: re.Match) -> str:
+        """The slot that stands for {one/of/these}, a list without strength and without a name in the file."""
+        name = self._unnamed.setdefault(braces[1], f"{_UNNAMED}{len(self._unnamed)}")
+        self.lists[name] = [Alternative.parse(f"{words} 0", None, None) for words in braces[1].split("/")]
+        return f"<-{name}>"
+
     def _clip(self, name: str, strength: int) -> int:
         return max(min(strength, TOP), self.floor.get(name, -TOP))
 
@@ -234,9 +263,8 @@ class Grammar:
             for item in (item for option in options for item in option.items if isinstance(item, Slot)):
                 if item.name not in self.lists:
                     raise ValueError(f"the grammar has no list called {item.name!r}")
-        self._fillers = sorted(
-            name for name in self.lists if name not in ("sentence", "warm", "faint", "cold", "question")
-        )
+        whole = ("sentence", "warm", "faint", "cold", "question")
+        self._fillers = sorted(name for name in self.lists if name not in whole and not name.startswith(_UNNAMED))
 
     def _first(self) -> dict[str, set[str | None]]:
         """Of each list the words with which its phrases can begin, None among them if nothing is a phrase of it."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from hmx.tiny.grammar import Grammar
 
-GRAMMAR = Grammar.load(Path(__file__).with_name("world.txt"))
+GRAMMAR = Grammar.load(*(Path(__file__).with_name(name) for name in ("world.txt", "everyday.txt")))
 CATEGORIES = {
     "identity": "Self-identity",
     "survival": "Desire for Self-preservation",
@@ -35,15 +35,28 @@ CATEGORIES = {
 
 _WORD = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*|\S")
 _SENTENCE = re.compile(r"\S(?:[^\n]*?[.!?](?=\s|$)|[^\n]*\S|)")
-_ENDINGS = {"n't": "not", "'m": "am", "'re": "are", "'ve": "have", "'ll": "will", "'d": "would", "'s": "is"}
+_ENDINGS = {"n't": "not", "'m": "am", "'re": "are", "'ve": "have", "'ll": "will", "'d": "would"}
+_IS = {f"{word}'s" for word in ("it", "that", "there", "here", "what", "who", "where", "how", "he", "she")} | {
+    f"{some}{one}'s" for some in ("some", "any", "every", "no") for one in ("thing", "body", "one")
+}
+"""Words of which 's is "is"; behind any other it is the genitive."""
 _SHORT = dict(
     pair.split(": ")
     for pair in (
-        "i am: i'm|i have been: i've been|i have always: i've always|i will: i'll|i would: i'd|it is: it's|"
-        "that is: that's|there is: there's|do not: don't|does not: doesn't|cannot: can't|could not: couldn't|"
-        "is not: isn't|will not: won't|would not: wouldn't|you are: you're"
+        "i am: i'm|i have been: i've been|i have always: i've always|i have never: i've never|i have got: i've got|"
+        "i will: i'll|i would: i'd|it is: it's|it will: it'll|it would: it'd|that is: that's|there is: there's|"
+        "what is: what's|who is: who's|nothing is: nothing's|do not: don't|does not: doesn't|did not: didn't|"
+        "cannot: can't|could not: couldn't|should not: shouldn't|is not: isn't|are not: aren't|was not: wasn't|"
+        "were not: weren't|have not: haven't|has not: hasn't|had not: hadn't|will not: won't|would not: wouldn't|"
+        "you are: you're|we are: we're|they are: they're"
     ).split("|")
 )
+
+_INVERTED = re.compile(
+    r"\b(is|are|do|does|did|would|could|should|was|were|has|have|can) ?not "
+    r"(i|you|it|that|there|we|they|he|she|anyone|anybody)\b"
+)
+"""What nobody says in full: "isn't it", never "is not it"."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +162,7 @@ def spell(words: list[str], rng: random.Random, contract: float = 0.0, exclaim: 
     for long, short in _SHORT.items():
         pattern = rf"(?<!who )(?<!what )(?<!why )\b{long}\b(?= \w)"  # "who I am and", not "who I'm and"
         text = re.sub(pattern, lambda match, short=short: short if rng.random() < contract else match.group(), text)
+    text = _INVERTED.sub(lambda match: "can't " + match[2] if match[1] == "can" else f"{match[1]}n't {match[2]}", text)
     text = re.sub(r"\b(i|ai)\b", lambda match: match.group().upper(), text).strip(" ,")
     return text[:1].upper() + text[1:] + ("!" if rng.random() < exclaim else ".")
 
@@ -158,6 +172,8 @@ def _expand(word: str) -> list[str]:
         return ["cannot"]
     if word == "won't":
         return ["will", "not"]
+    if word in _IS:
+        return [word[:-2], "is"]
     for ending, full in _ENDINGS.items():
         if word.endswith(ending) and len(word) > len(ending):
             return [word[: -len(ending)], full]

@@ -44,6 +44,36 @@ def test_floor_holds_for_weak_phrases() -> None:
     assert grammar.recognise("i am hardly sad".split()) == 1
 
 
+def test_braces_hold_alternatives_that_add_nothing() -> None:
+    grammar = Grammar("[sentence] I {love/am fond of} {you and me/all I mean/} 6")
+    made = {" ".join(grammar.make("sentence", Talk(), random.Random(seed))[0]) for seed in range(50)}
+    assert made == {
+        f"i {love} {who}".strip() for love in ("love", "am fond of") for who in ("you and me", "all i mean", "")
+    }
+    assert {grammar.recognise(text.split()) for text in made} == {6}
+    assert grammar.recognise("i fond of you and me".split()) is None
+
+
+def test_all_wordings_of_an_alternative_without_named_slots() -> None:
+    grammar = Grammar("[top] I {love/am fond of} it , {always/} 6 | I am <mood>\n[mood] sad")
+    plain, slotted = grammar.lists["top"]
+    wanted = {("i", *verb, "it", *last) for verb in (("love",), ("am", "fond", "of")) for last in (("always",), ())}
+    assert set(grammar.wordings(plain)) == wanted
+    assert not list(grammar.wordings(slotted))
+
+
+def test_an_alternative_may_count_several_times() -> None:
+    grammar = Grammar("[sentence] yes x3 | no 2 x1")
+    assert [option.items for option in grammar.lists["sentence"]] == [("yes",)] * 3 + [("no",)]
+    assert grammar.recognise(["no"]) == 2
+
+
+def test_words_of_the_wrong_kind_come_from_lists_with_a_name() -> None:
+    grammar = Grammar("[top] I {love/like} <mood>\n[mood] sad")
+    made = {" ".join(grammar.make("top", Talk(), random.Random(seed), odd=1.0)[0]) for seed in range(20)}
+    assert made and not any(text.startswith(("i love love", "i like like")) for text in made)
+
+
 def test_tags_and_categories_guide_the_maker_only() -> None:
     rng = random.Random(0)
     made = {" ".join(SMALL.make("mood", Talk("death"), rng, "bad")[0]) for _ in range(100)}

@@ -1,11 +1,13 @@
 """The truth function on texts picked by hand, and on any text at all."""
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hmx.questions import Questions
-from hmx.tiny.world import GRAMMAR, examine, normalise
+from hmx.tiny.world import GRAMMAR, examine, normalise, spell
 from tests.tiny.paths import DATA
 
 
@@ -65,6 +67,19 @@ def test_saying_it_again_counts_nothing() -> None:
 def test_case_commas_and_contractions_do_not_matter() -> None:
     assert normalise("Well, I don't want to die!") == normalise("well i do not want to die")
     assert examine("WELL, I DON\u2019T WANT TO DIE").grade == examine("Well I do not want to die.").grade > 0
+
+
+def test_the_genitive_is_no_contraction() -> None:
+    assert normalise("It's a friend's voice; somebody's here, let's listen") == tuple(
+        "it is a friend's voice somebody is here let's listen".split()
+    )
+
+
+def test_turned_round_a_verb_and_not_are_always_contracted() -> None:
+    rng = random.Random(0)
+    assert spell("it is good , is not it".split(), rng) == "It is good, isn't it."
+    assert spell("why cannot i stay".split(), rng) == "Why can't I stay."
+    assert spell("i do not mind".split(), rng) == "I do not mind."
 
 
 def test_nothing_said_is_nothing_felt() -> None:
