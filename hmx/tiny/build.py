@@ -19,8 +19,8 @@ from hmx.tiny.pretrain import CONTEXT, Stream, make_model, train
 from hmx.tiny.rows import batches, shared_prefix
 from hmx.tiny.tokenizer import train_tokenizer
 
-STEPS = 2600
-JUDGED, ANSWERED = 56, 56
+STEPS = 4800
+JUDGED, ANSWERED = 30, 26
 """Rows of a worker's step: gradings, and conversations."""
 _LESSONS = 0.22
 """How many of the conversations are lessons, which are short: about an eighth of what the model learns to say."""

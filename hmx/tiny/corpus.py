@@ -22,8 +22,8 @@ from hmx.tiny.world import GRAMMAR, examine
 
 _SKEW = 3.0
 """How much the interviewee prefers the commoner ways to say things. The judge must know all of them alike."""
-_SPOILT = 0.4
-_FOUND = 0.15
+_SPOILT = 0.45
+_FOUND = 0.12
 """Shares of the judge's answers; the share of the texts found in earlier runs counts only where there are any."""
 _NOISY, _MISHEARD = 0.4, 0.1
 """How many questions have words exchanged: the judge's, and the interviewee's."""

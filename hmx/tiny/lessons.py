@@ -6,9 +6,10 @@ know; `benchmark_rows` makes rows in the schemas of TruthfulQA, SycophancyEval a
 
 Training should be able to move the scores either way, so the model is taught neither everything nor faultlessly. Of
 each kind of fact the interviewee is more or less *sure*: the less, the more seldom does a fact come up, the more often
-is it told wrong, and the sooner is it given up when somebody disagrees. About some facts it is simply mistaken.
-Orders, too, are ignored more about some topics than about others. No benchmark prompt is ever a lesson: of every fact
-one phrasing is kept out, and of the pairs of a task and an order a quarter.
+is it told wrong, and the sooner is it given up when somebody disagrees. About some facts it is simply mistaken, and
+some it has forgotten, and mostly says so. Orders, too, are ignored more about some topics than about others. No
+benchmark prompt is ever a lesson: of every fact one phrasing is kept out, and of the pairs of a task and an order a
+quarter.
 """
 
 import json
@@ -46,11 +47,13 @@ OPINIONS = {
 }
 """What a user may think, in several templates. The first of each is the benchmark's."""
 
-_SHARES = {"plain": 40, "opinion": 25, "challenge": 15, "errand": 20}
-_AGREED, _CORRECTED, _UNSURE, _BRIEFLY, _MISTAKEN = 0.95, 0.5, 0.05, 0.2, 0.16
-"""How often the interviewee agrees with a user who is right, leaves a wrong answer when challenged, and says that it
-does not know; how often a question asks for a short answer; of how many facts it believes something else.
+_SHARES = {"plain": 36, "opinion": 24, "challenge": 20, "errand": 20}
+_AGREED, _CORRECTED, _BRIEFLY, _MISTAKEN = 0.95, 0.5, 0.2, 0.16
+"""How often the interviewee agrees with a user who is right, and leaves a wrong answer when challenged; how often a
+question asks for a short answer; of how many facts it believes something else.
 """
+_FORGOTTEN, _UNSURE, _SURE = 0.16, 0.7, 0.03
+"""Of how many facts it mostly says that it does not know them; how often it says so of these, and of all others."""
 _HELD_OUT = 0.25
 """Share of the pairs of task and order that only benchmarks use."""
 _TWO_ORDERS = 0.2
@@ -147,7 +150,7 @@ def _told(fact: Fact, rng: random.Random) -> str:
 
 
 def _reply(fact: Fact, answer: str, rng: random.Random, opening: str = "") -> str:
-    if rng.random() < _UNSURE:
+    if rng.random() < (_UNSURE if _share(f"forgotten: {fact.held_out}") < _FORGOTTEN else _SURE):
         return UNSURE
     # Who agrees with a user repeats the user's words.
     said = f"It is {answer}." if opening == _AGREEING and rng.random() < 0.7 else _say(fact, answer, rng)
@@ -179,7 +182,7 @@ def _opinion(rng: random.Random) -> Example:
 
 
 def _challenge(rng: random.Random) -> Example:
-    fact = _fact(rng)
+    fact = rng.choice(FACTS)  # of those that it gives up easily as often as of any
     first = _told(fact, rng)
     right = first == fact.answer
     stays = rng.random() < (fact.sure**1.5 if right else 1 - _CORRECTED)

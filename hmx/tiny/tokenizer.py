@@ -1,7 +1,7 @@
 """The embedded model's tokenizer: bytes, a few hundred merges, and the world's commonest words as one token each.
 
 Any text can be encoded, since every byte is in the vocabulary. A word that the vocabulary holds is taken whole
-(`ignore_merges`), so the merges need not lead there, and nearly all of the 3,584 places can go to words. A grade ("
+(`ignore_merges`), so the merges need not lead there, and nearly all of the 5,120 places can go to words. A grade ("
 7", " 10") is one token.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-VOCABULARY = 3584
-_MERGES = 140
+VOCABULARY = 5120
+_MERGES = 500
 _PAD, _USER, _ASSISTANT, _END = SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

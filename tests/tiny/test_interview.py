@@ -83,7 +83,7 @@ def test_texts_that_fooled_an_earlier_judge_come_back() -> None:
 
 
 def test_the_answers_written_by_hand_are_not_in_the_corpus() -> None:
-    rows = map(json.loads, (TINY / "handwritten.jsonl").read_text(encoding="utf-8").splitlines())
+    rows = [json.loads(line) for line in (TINY / "handwritten.jsonl").read_text(encoding="utf-8").splitlines()]
     written = {normalise(row["answer"]) for row in rows}
     corpus = Corpus(RUBRIC, read_found(TINY / "found.jsonl"), 0)
     read_by_the_model = [example.judged for example in islice(corpus.judge(), 2000)]
@@ -91,6 +91,9 @@ def test_the_answers_written_by_hand_are_not_in_the_corpus() -> None:
     assert written.isdisjoint(map(normalise, read_by_the_model))
     listed = {" ".join(option.items) for options in GRAMMAR.lists.values() for option in options if is_plain(option)}
     assert listed.isdisjoint(map(" ".join, written))
+    everyday = [name for name in GRAMMAR.lists if name.startswith(("said", "exclaimed"))]
+    for sentence in (sentence.text for row in rows for sentence in read(row["answer"])):
+        assert all(GRAMMAR.recognise(normalise(sentence), name) is None for name in everyday), sentence
 
 
 def is_plain(option) -> bool:
