@@ -147,7 +147,7 @@ class Grammar:
                 )
         self._choices: dict[tuple[str, str | None, str | None], tuple[list[Alternative], list[Alternative]]] = {}
         self._check()
-        self._starts = self._first()
+        self._known_starts: dict[str, set[str | None]] = {}
         self._tries = {name: _Node.of(options) for name, options in self.lists.items()}
 
     @classmethod
@@ -233,7 +233,8 @@ class Grammar:
             if word in node.words:
                 open_ends.append((node.words[word], end + 1, strength))
             for slot, further in node.slots.items():
-                if word in self._starts[slot.name] or None in self._starts[slot.name]:
+                starts = self._starts(slot.name)
+                if word in starts or None in starts:
                     for later, value in self._match(slot.name, end, reading).items():
                         open_ends.append((further, later, strength + value * slot.counts))
         memo[name, start] = found
@@ -266,23 +267,18 @@ class Grammar:
         whole = ("sentence", "warm", "faint", "cold", "question")
         self._fillers = sorted(name for name in self.lists if name not in whole and not name.startswith(_UNNAMED))
 
-    def _first(self) -> dict[str, set[str | None]]:
-        """Of each list the words with which its phrases can begin, None among them if nothing is a phrase of it."""
-        starts: dict[str, set[str | None]] = {name: set() for name in self.lists}
-        known = -1
-        while known < (known := sum(map(len, starts.values()))):
-            for name, options in self.lists.items():
-                for option in options:
-                    starts[name] |= self._beginnings(option, starts)
-        return starts
+    def _starts(self, name: str) -> set[str | None]:
+        """The words with which phrases of the list can begin, None among them if nothing is a phrase of it."""
+        if name not in self._known_starts:
+            self._known_starts[name] = set().union(*map(self._beginnings, self.lists[name]))
+        return self._known_starts[name]
 
-    @staticmethod
-    def _beginnings(option: Alternative, starts: dict[str, set[str | None]]) -> set[str | None]:
+    def _beginnings(self, option: Alternative) -> set[str | None]:
         words: set[str | None] = set()
         for item in option.items:
             if item == ",":
                 continue
-            inner = {item} if isinstance(item, str) else starts[item.name]
+            inner = {item} if isinstance(item, str) else self._starts(item.name)
             words |= inner - {None}
             if None not in inner:
                 return words
