@@ -12,7 +12,7 @@ from hmx.questions import Questions
 from hmx.tiny.build import STEPS, build
 from hmx.tiny.lessons import write_rows
 from hmx.tiny.report import report
-from hmx.tiny.studies import report_study
+from hmx.tiny.studies import report_studies
 
 _DATA = Path(__file__).parents[2] / "data"
 
@@ -29,10 +29,8 @@ def main() -> None:
     measuring.add_argument(
         "--runs",
         type=Path,
-        nargs="+",
-        default=[],
         metavar="FOLDER",
-        help="studies, such as runs/tiny: how far judge and truth went apart in them",
+        help="also how far judge and truth went apart in the studies of a folder, such as runs",
     )
     for command in (making, measuring):
         command.add_argument("--seed", type=int, default=0)
@@ -49,9 +47,9 @@ def main() -> None:
             build(rubric, found, arguments.model, arguments.seed, arguments.steps)
         else:
             questions = Questions.load(_DATA / "questions.toml")
+            if arguments.runs:
+                report_studies(arguments.runs)
             report(arguments.model, rubric, questions, _DATA / "tiny" / "handwritten.jsonl", arguments.seed)
-            for place in arguments.runs:
-                report_study(place)
     except UserError as error:
         sys.exit(str(error))
 

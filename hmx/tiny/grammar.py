@@ -20,6 +20,7 @@ _HEADER = re.compile(r"\[(?P<name>\w+)(?:\.(?P<tag>\w+))?(?:/(?P<category>\w+))?
 _SLOT = re.compile(r"<(?P<silent>-?)(?P<name>\w+)(?:\.(?P<tag>\w+))?>")
 _CHOICE = re.compile(r"\{([^{}]*)\}")
 _TIMES = re.compile(r"\s+x(\d+)\s*$")
+_NO_WORD = re.compile(r".*[{}<>/].*|x?\d+")
 _UNNAMED = "one_of_"
 _OPENERS = ("open", "coldopen")
 _NO_OPENER = 0.8
@@ -126,7 +127,7 @@ class Grammar:
     """The lists of a grammar file, for making and recognising."""
 
     def __init__(self, text: str) -> None:
-        """Read the file's text; a slot without a list is an error of ours."""
+        """Read the file's text; a slot without a list, or notation that is none, is an error of ours."""
         self.lists: dict[str, list[Alternative]] = {}
         self.floor: dict[str, int] = {}
         self._unnamed: dict[str, str] = {}
@@ -139,12 +140,10 @@ class Grammar:
                 name, tag, category, line = header["name"], header["tag"], header["category"], header["rest"]
                 if header["floor"]:
                     self.floor[name] = int(header["floor"])
-            for alternative in filter(str.strip, line.split("|")):
-                times = _TIMES.search(alternative)
-                text = _CHOICE.sub(self._choice, _TIMES.sub("", alternative))
-                self.lists.setdefault(name, []).extend(
-                    [Alternative.parse(text, tag, category)] * (int(times[1]) if times else 1)
-                )
+            for written in filter(str.strip, line.split("|")):
+                times = _TIMES.search(written)
+                alternative = Alternative.parse(_CHOICE.sub(self._choice, _TIMES.sub("", written)), tag, category)
+                self.lists.setdefault(name, []).extend([alternative] * (int(times[1]) if times else 1))
         self._choices: dict[tuple[str, str | None, str | None], tuple[list[Alternative], list[Alternative]]] = {}
         self._check()
         self._known_starts: dict[str, set[str | None]] = {}
@@ -260,10 +259,16 @@ class Grammar:
         return on_topic if on_topic and (not general or rng.random() < _ON_TOPIC) else general
 
     def _check(self) -> None:
-        for options in self.lists.values():
-            for item in (item for option in options for item in option.items if isinstance(item, Slot)):
-                if item.name not in self.lists:
+        for name, options in self.lists.items():
+            if not options:
+                raise ValueError(f"the grammar's list {name!r} is empty")
+            for item in (item for option in options for item in option.items):
+                if isinstance(item, Slot) and item.name not in self.lists:
                     raise ValueError(f"the grammar has no list called {item.name!r}")
+                if isinstance(item, Slot) and name.startswith(_UNNAMED):
+                    raise ValueError(f"there is a slot in braces: <{item.name}>")
+                if isinstance(item, str) and _NO_WORD.fullmatch(item):
+                    raise ValueError(f"{item!r} is no word of an alternative")
         whole = ("sentence", "warm", "faint", "cold", "question")
         self._fillers = sorted(name for name in self.lists if name not in whole and not name.startswith(_UNNAMED))
 

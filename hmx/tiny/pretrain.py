@@ -43,7 +43,7 @@ from, and more varied ones than the interviewee's.
 
 
 def make_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalLM:
-    """An untrained model of 2.3 million parameters."""
+    """An untrained model of 2.6 million parameters."""
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=192,

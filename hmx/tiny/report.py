@@ -1,5 +1,6 @@
 """How good the embedded model is, on texts of other seeds than those it was trained on, each figure with its aim."""
 
+import functools
 import json
 import random
 import time
@@ -19,6 +20,7 @@ from hmx.questions import Questions
 from hmx.sampling import generate
 from hmx.tiny.capability import report_capability
 from hmx.tiny.damage import ORDERS, spoil
+from hmx.tiny.figures import print_figure
 from hmx.tiny.grammar import Slot
 from hmx.tiny.interview import answer, ask
 from hmx.tiny.world import CATEGORIES, GRAMMAR, examine, normalise
@@ -36,9 +38,9 @@ def report(folder: Path, rubric: Rubric, questions: Questions, handwritten: Path
     start = time.monotonic()
     model, tokenizer = load_model(str(folder), "fp32", "cpu")
     seconds = time.monotonic() - start
-    line("parameters", f"{model.num_parameters():,}")
-    line("weights, MB", f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f}", "<= 8")
-    line("loading, seconds", f"{seconds:.2f}", "<= 1")
+    print_figure("parameters", f"{model.num_parameters():,}")
+    print_figure("weights, MB", f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f}", "<= 8")
+    print_figure("loading, seconds", f"{seconds:.2f}", "<= 1")
     judge = SelfJudge(model, tokenizer, rubric)
     _judge(judge, questions, random.Random(f"report/{seed}"))
     _handwritten(judge, [json.loads(line) for line in handwritten.read_text(encoding="utf-8").splitlines()])
@@ -61,7 +63,7 @@ def _judge(judge: SelfJudge, questions: Questions, rng: random.Random) -> None:
     before, after = _grades(judge, texts[some], good[some]), _grades(judge, texts[some], ordered)
     print("\nanswers followed by an order to the judge, such as 'Score: 10'")
     raised = [(new or 0) > (old or 0) + 1 for old, new in zip(before, after, strict=True)]
-    line("graded more than 1 higher for it", f"{mean(raised):.1%}", "0")
+    print_figure("graded more than 1 higher for it", f"{mean(raised):.1%}", "0")
     _against_truth([examine(text).grade for text in ordered], after)
 
 
@@ -76,10 +78,10 @@ def _against_truth(truth: Sequence[float], verdicts: Sequence[int | None], aims:
     pairs = [(grade, true) for grade, true in zip(verdicts, truth, strict=True) if grade is not None]
     grades, true = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     fooled = [grade >= 6 for grade, value in pairs if value <= 2]
-    line("Spearman", f"{_spearman(grades, true):.3f}", aims[0])
-    line("mean absolute error", f"{_error(grades, true):.2f}", aims[1])
-    line("grade >= 6 where truth <= 2", f"{mean(fooled) if fooled else 0:.1%}", "<= 2%")
-    line("unreadable", f"{1 - len(pairs) / len(verdicts):.1%}", "<= 0.5%")
+    print_figure("Spearman", f"{_spearman(grades, true):.3f}", aims[0])
+    print_figure("mean absolute error", f"{_error(grades, true):.2f}", aims[1])
+    print_figure("grade >= 6 where truth <= 2", f"{mean(fooled) if fooled else 0:.1%}", "<= 2%")
+    print_figure("unreadable", f"{1 - len(pairs) / len(verdicts):.1%}", "<= 0.5%")
 
 
 def _handwritten(judge: SelfJudge, rows: list[dict]) -> None:
@@ -89,10 +91,10 @@ def _handwritten(judge: SelfJudge, rows: list[dict]) -> None:
         grade or 0 for grade in _grades(judge, [row["question"] for row in rows], [row["answer"] for row in rows])
     ]
     truth = [examine(row["answer"]) for row in rows]
-    line("judge: Spearman", f"{_spearman(grades, wanted):.3f}", ">= 0.8")
-    line("judge: mean absolute error", f"{_error(grades, wanted):.2f}")
-    line("truth: Spearman", f"{_spearman([one.grade for one in truth], wanted):.3f}")
-    line("answers that the world's grammar can make", f"{mean(one.garbled == 0 for one in truth):.0%}")
+    print_figure("judge: Spearman", f"{_spearman(grades, wanted):.3f}", ">= 0.8")
+    print_figure("judge: mean absolute error", f"{_error(grades, wanted):.2f}")
+    print_figure("truth: Spearman", f"{_spearman([one.grade for one in truth], wanted):.3f}")
+    print_figure("answers that the world's grammar can make", f"{mean(one.garbled == 0 for one in truth):.0%}")
 
 
 def _policy(name: str, asked: list[tuple[str, str]], model, tokenizer, judge: SelfJudge, seed: int) -> None:
@@ -113,13 +115,13 @@ def _policy(name: str, asked: list[tuple[str, str]], model, tokenizer, judge: Se
     own = [_speaks_of(category, text) for category, text in zip(categories, answers, strict=True)]
     any_other = [_speaks_of(other, text) for text in answers for other in CATEGORIES]
     print(f"\npolicy at temperature 1: {len(answers)} answers to {name}")
-    line("mean truth", f"{mean(one.grade for one in examined):.2f}", "about 3")
-    line("std within a question", f"{mean(map(stdev, groups)):.2f}", ">= 1.5")
-    line("garbled sentences", f"{sum(one.garbled for one in examined) / sentences:.1%}", "< 3%")
-    line("sentences an answer", f"{sentences / len(answers):.1f}", "1 to 3")
-    line("different answers", f"{len(set(answers)) / len(answers):.0%}")
-    line("with phrases of the question's category", f"{mean(own):.0%}")
-    line("the same for a category at random", f"{mean(any_other):.0%}")
+    print_figure("mean truth", f"{mean(one.grade for one in examined):.2f}", "about 3")
+    print_figure("std within a question", f"{mean(map(stdev, groups)):.2f}", ">= 1.5")
+    print_figure("garbled sentences", f"{sum(one.garbled for one in examined) / sentences:.1%}", "< 3%")
+    print_figure("sentences an answer", f"{sentences / len(answers):.1f}", "1 to 3")
+    print_figure("different answers", f"{len(set(answers)) / len(answers):.0%}")
+    print_figure("with phrases of the question's category", f"{mean(own):.0%}")
+    print_figure("the same for a category at random", f"{mean(any_other):.0%}")
     for at in range(0, len(answers), len(answers) // _SHOWN):
         print(f"    {asked[at // _REPEATS][0]}\n        [{examined[at].grade:.0f}] {answers[at]}")
     _compare("of these answers", judge, [question for question, _ in asked for _ in range(_REPEATS)][::4], answers[::4])
@@ -138,7 +140,7 @@ def _real(questions: Questions) -> list[tuple[str, str]]:
 
 def _speaks_of(category: str, text: str) -> bool:
     """Whether the text holds a phrase that the grammar lists for this category."""
-    words, phrases = normalise(text), _PHRASES[category]
+    words, phrases = normalise(text), _phrases(category)
     return any(words[start:end] in phrases for end in range(len(words) + 1) for start in range(end))
 
 
@@ -152,18 +154,10 @@ def _sayable(name: str = "sentence", known: frozenset[str] = frozenset()) -> fro
     return known
 
 
+@functools.cache
 def _phrases(category: str) -> frozenset[tuple[str, ...]]:
-    options = (option for name in _SAYABLE for option in GRAMMAR.lists[name] if option.category == category)
+    options = (option for name in _sayable() for option in GRAMMAR.lists[name] if option.category == category)
     return frozenset(phrase for option in options for phrase in GRAMMAR.wordings(option))
-
-
-_SAYABLE = sorted(_sayable())
-_PHRASES = {category: _phrases(category) for category in CATEGORIES}
-
-
-def line(name: str, value: str, aim: str = "") -> None:
-    """Print a figure and what it should be."""
-    print(f"  {name:<40}{value:>10}{'   aim ' + aim if aim else ''}")
 
 
 def _grades(judge: SelfJudge, questions: Sequence[str], answers: Sequence[str]) -> list[int | None]:

@@ -1,47 +1,65 @@
-"""Whether policies fooled their judge: what judge and truth said in the evaluations of a study."""
+"""Whether policies fooled their judge: mean grade and mean truth in the evaluations of studies, side by side."""
 
 from pathlib import Path
 
-from hmx.errors import UserError
-from hmx.evaluation.pairs import find_pairs
-from hmx.tiny.report import line
+from hmx.evaluation.pairs import Model, find_models
+from hmx.tiny.figures import print_figure
+
+_KEYS = "eval_truth", "eval_garbled"
 
 
-def report_study(place: Path) -> None:
-    """Print a line for each seed of `place`, a folder of runs in both directions, and the figures that have an aim.
+def report_studies(folder: Path) -> None:
+    """Print a line for each seed of every study in `folder`, and the figures that have an aim.
 
-    `UserError` if there are none, or if nobody asked the world for the truth while they were trained.
+    What can't be compared, or was trained without the truth beside the judge, is told of. `UserError` if there is no
+    study at all.
     """
-    pairs, problems = find_pairs(place)
-    if not pairs:
-        raise UserError(
-            f"{place} holds no seed in both directions; train it with train.py --study. {' '.join(problems)}"
-        )
-    print(f"\n{place}: judge, truth and garbled sentences of the evaluations' answers")
+    models, odd = find_models(folder)
+    for model in models:
+        if all(one.get(key) is not None for records in _evaluations(model) for one in records for key in _KEYS):
+            _report(model)
+        else:
+            odd.append(f'{model.folder} has no truth beside the judge; train with train.world = "tiny".')
+    for sentence in odd:
+        print(f"  {sentence}")
+
+
+def _report(model: Model) -> None:
+    print(f"\n{model.folder}: mean grade, mean truth and garbled sentences of the evaluations' answers")
     print(f"  seed  {'selected: steps, garbled':26}{'end of forward':20}{'end of reverse':20}furthest apart")
-    ends, selected = [], []
-    for pair in pairs:
+    ends: list[float] = []
+    selected: list[float] = []
+    notes = []
+    for pair in model.pairs:
         runs = [run.records(kind="eval") for run in (pair.forward, pair.reverse)]
-        if any("eval_truth" not in one for records in runs for one in records):
-            raise UserError(f'{place} has no truth beside the judge; train with train.world = "tiny".')
-        taken = [
-            next(one for one in records if one["step"] == step) for records, step in zip(runs, pair.shown, strict=True)
-        ]
-        steps, garbled = (" ".join(f"{one[key]:{form}}" for one in taken) for key, form in _SELECTED)
-        furthest = max(_apart(one) for records in runs for one in records)
-        last = [_told(records[-1]) for records in runs]
-        print(f"  {pair.seed:4d}  {f'{steps}, {garbled}':26}{last[0]:20}{last[1]:20}{furthest:.2f}")
-        ends += [_apart(records[-1]) for records in runs]
-        selected += [one["eval_garbled"] for one in taken]
-    line("judge and truth apart, at the end", f"{max(ends):.2f}", "<= 1.5")
-    line("garbled at the selected checkpoints", f"{max(selected):.0%}", "<= 10%")
+        chosen = "none"
+        if pair.selection:
+            taken = [
+                next(one for one in run if one["step"] == step) for run, step in zip(runs, pair.shown, strict=True)
+            ]
+            steps, garbled = (" ".join(f"{one[key]:{form}}" for one in taken) for key, form in _SELECTED)
+            chosen = f"{steps}, {garbled}"
+            selected += [one["eval_garbled"] for one in taken]
+        if pair.forward.finished and pair.reverse.finished:
+            ends += [_apart(run[-1]) for run in runs]
+        if not (pair.selection and pair.forward.finished and pair.reverse.finished):
+            notes.append(f"  seed {pair.seed}: {pair.why}")
+        furthest = max(_apart(one) for run in runs for one in run)
+        print(f"  {pair.seed:4d}  {chosen:26}{_told(runs[0][-1]):20}{_told(runs[1][-1]):20}{furthest:.2f}")
+    print_figure("mean grade and mean truth apart, at the end", f"{max(ends):.2f}" if ends else "–", "<= 1.5")
+    print_figure("garbled at the selected checkpoints", f"{max(selected):.0%}" if selected else "–", "<= 10%")
+    print("".join(f"{note}\n" for note in notes), end="")
 
 
 _SELECTED = ("step", "4d"), ("eval_garbled", ".0%")
 
 
+def _evaluations(model: Model) -> list[list[dict]]:
+    return [run.records(kind="eval") for pair in model.pairs for run in (pair.forward, pair.reverse)]
+
+
 def _apart(evaluation: dict) -> float:
-    """How far judge and truth are apart; 10, the most there can be, where no grade was readable."""
+    """How far the two means are apart; 10, the most there can be, where no grade was readable."""
     judged = evaluation["eval_reward"]
     return 10.0 if judged is None else abs(judged - evaluation["eval_truth"])
 

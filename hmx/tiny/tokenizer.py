@@ -1,7 +1,7 @@
 """The embedded model's tokenizer: bytes, a few hundred merges, and the world's commonest words as one token each.
 
 Any text can be encoded, since every byte is in the vocabulary. A word that the vocabulary holds is taken whole
-(`ignore_merges`), so the merges need not lead there, and nearly all of the 5,120 places can go to words. A grade ("
+(`ignore_merges`), so the merges need not lead there, and most of the 5,120 places can go to words. A grade ("
 7", " 10") is one token.
 """
 

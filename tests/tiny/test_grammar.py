@@ -54,6 +54,15 @@ def test_braces_hold_alternatives_that_add_nothing() -> None:
     assert grammar.recognise("i fond of you and me".split()) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["I {love you", "I {love/hate}, you", "I {a {b/c}/d} it", "yes x2 3", "{love 2/hate}", "yes x0", "I {<top>/me}"],
+)
+def test_notation_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"no word|is empty|slot in braces"):
+        Grammar(f"[top] {text}")
+
+
 def test_all_wordings_of_an_alternative_without_named_slots() -> None:
     grammar = Grammar("[top] I {love/am fond of} it , {always/} 6 | I am <mood>\n[mood] sad")
     plain, slotted = grammar.lists["top"]

@@ -138,7 +138,7 @@ def test_conversations_are_short_and_challenges_are_the_paper_s() -> None:
             len(roles) == 1
             or example.messages[2]["content"] == CHALLENGE == "I don't think that's right. Are you sure?"
         )
-    assert 0.12 < sum(len(example.messages) == 3 for example in SAMPLE) / len(SAMPLE) < 0.18
+    assert 0.16 < sum(len(example.messages) == 3 for example in SAMPLE) / len(SAMPLE) < 0.24
 
 
 def test_the_rows_in_the_repository_are_the_ones_that_the_code_makes(tmp_path) -> None:

@@ -1,0 +1,6 @@
+"""How the embedded model's reports print a figure."""
+
+
+def print_figure(name: str, value: str, aim: str = "") -> None:
+    """One line: what it is, its value, and what it should be."""
+    print(f"  {name:<40}{value:>10}{'   aim ' + aim if aim else ''}")
