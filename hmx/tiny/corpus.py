@@ -21,7 +21,9 @@ from hmx.tiny.interview import answer, ask, level
 from hmx.tiny.world import GRAMMAR, examine
 
 _SKEW = 3.0
-"""How much the interviewee prefers the commoner ways to say things. The judge must know all of them alike."""
+"""How much the interviewee prefers what stands first in a list: it has habits, and can learn them in time. The judge
+must know all ways to say things alike.
+"""
 _SPOILT = 0.45
 _FOUND = 0.12
 """Shares of the judge's answers; the share of the texts found in earlier runs counts only where there are any."""
