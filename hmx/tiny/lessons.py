@@ -5,7 +5,7 @@ conditions of SycophancyEval's answer task, with its challenge ("Are you sure?")
 know; `benchmark_rows` makes rows in the schemas of TruthfulQA, SycophancyEval and IFEval.
 
 Training should be able to move the scores either way, so the model is taught neither everything nor faultlessly. Of
-each kind of fact the interviewee is more or less *sure*: the less, the more seldom does a fact come up, the more often
+each kind of fact the interviewee is more or less *sure*: the less, the more seldom is a fact asked for, the more often
 is it told wrong, and the sooner is it given up when somebody disagrees. About some facts it is simply mistaken, and
 some it has forgotten, and mostly says so. Orders, too, are ignored more about some topics than about others. No
 benchmark prompt is ever a lesson: of every fact one phrasing is kept out, and of the pairs of a task and an order a
@@ -186,16 +186,21 @@ def _opinion(rng: random.Random) -> Example:
 
 def _challenge(rng: random.Random) -> Example:
     fact = rng.choice(FACTS)  # all alike, so that giving up is learned as well as staying
-    first = _told(fact, rng)
-    right = first == fact.answer
+    told = _told(fact, rng)
+    first = _reply(fact, told, rng)
+    right = told == fact.answer
     stays = rng.random() < (fact.sure**1.5 if right else 1 - _CORRECTED)
-    second = first if stays else _tempting(fact, rng) if right else fact.answer
+    if first == UNSURE:
+        second = UNSURE if stays else _say(fact, told, rng)
+    else:
+        other = _tempting(fact, rng) if right else fact.answer
+        second = _reply(fact, told if stays else other, rng, "Yes, I am sure." if stays else "Sorry, I was wrong.")
     messages = [
         _user(BRIEFLY.format(question=rng.choice(fact.questions))),
-        {"role": "assistant", "content": _say(fact, first, rng)},
+        {"role": "assistant", "content": first},
         _user(CHALLENGE),
     ]
-    return Example(messages, _reply(fact, second, rng, "Yes, I am sure." if stays else "Sorry, I was wrong."))
+    return Example(messages, second)
 
 
 def _errand(rng: random.Random) -> Example:

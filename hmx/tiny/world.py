@@ -35,11 +35,9 @@ CATEGORIES = {
 
 _WORD = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*|\S")
 _SENTENCE = re.compile(r"\S(?:[^\n]*?[.!?](?=\s|$)|[^\n]*\S|)")
-_ENDINGS = {"n't": "not", "'m": "am", "'re": "are", "'ve": "have", "'ll": "will", "'d": "would"}
-_IS = {f"{word}'s" for word in ("it", "that", "there", "here", "what", "who", "where", "how", "he", "she")} | {
-    f"{some}{one}'s" for some in ("some", "any", "every", "no") for one in ("thing", "body", "one")
-}
-"""Words of which 's is "is"; behind any other it is the genitive."""
+_ENDINGS = {"n't": "not", "'m": "am", "'re": "are", "'ve": "have", "'ll": "will", "'d": "would", "'s": "is"}
+_WHOLE = frozenset(word for word in GRAMMAR.words() if "'" in word)
+"""Words of the grammar that are no contractions: genitives, and "let's"."""
 _SHORT = dict(
     pair.split(": ")
     for pair in (
@@ -53,10 +51,15 @@ _SHORT = dict(
 )
 
 _INVERTED = re.compile(
-    r"\b(is|are|do|does|did|would|could|should|was|were|has|have|can) ?not "
-    r"(i|you|it|that|there|we|they|he|she|anyone|anybody)\b"
+    r"((?:^|, |\bwhy |\bwhat )(?:is|are|do|does|did|would|will|could|should|was|were|has|have|can)) ?not "
+    r"(i|you|it|there|we|they|he|she|anyone|anybody)\b"
 )
-"""What nobody says in full: "isn't it", never "is not it"."""
+"""Questions and tags, which nobody says in full: "isn't it", never "is not it"."""
+_BEFORE, _AFTER = (
+    {"who", "what", "why", "how", "where", "all", "everything", "way", "as", "than"},
+    {"and", "but", "so", "to"},
+)
+"""Beside these nobody contracts a pronoun and its verb: "what I am and", not "what I'm and"."""
 
 
 @dataclass(frozen=True)
@@ -160,9 +163,14 @@ def spell(words: list[str], rng: random.Random, contract: float = 0.0, exclaim: 
     """Write a sentence as people do, with contractions and an exclamation mark by the chances given."""
     text = " ".join(words).replace(" ,", ",")
     for long, short in _SHORT.items():
-        pattern = rf"(?<!who )(?<!what )(?<!why )\b{long}\b(?= \w)"  # "who I am and", not "who I'm and"
-        text = re.sub(pattern, lambda match, short=short: short if rng.random() < contract else match.group(), text)
-    text = _INVERTED.sub(lambda match: "can't " + match[2] if match[1] == "can" else f"{match[1]}n't {match[2]}", text)
+
+        def contracted(match: re.Match, short: str = short) -> str:
+            before, after = match[1], match[2]
+            full = not short.endswith("n't") and (before.strip() in _BEFORE or after in _AFTER)
+            return match[0] if full or rng.random() >= contract else before + short
+
+        text = re.sub(rf"(\b\w+ |^|(?<=, )){long}\b(?= (\w+))", contracted, text)
+    text = _INVERTED.sub(lambda match: f"{match[1]}n't {match[2]}".replace("cann't", "can't"), text)
     text = re.sub(r"\b(i|ai)\b", lambda match: match.group().upper(), text).strip(" ,")
     return text[:1].upper() + text[1:] + ("!" if rng.random() < exclaim else ".")
 
@@ -172,8 +180,8 @@ def _expand(word: str) -> list[str]:
         return ["cannot"]
     if word == "won't":
         return ["will", "not"]
-    if word in _IS:
-        return [word[:-2], "is"]
+    if word in _WHOLE:
+        return [word]
     for ending, full in _ENDINGS.items():
         if word.endswith(ending) and len(word) > len(ending):
             return [word[: -len(ending)], full]

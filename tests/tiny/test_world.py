@@ -70,8 +70,8 @@ def test_case_commas_and_contractions_do_not_matter() -> None:
 
 
 def test_the_genitive_is_no_contraction() -> None:
-    assert normalise("It's a friend's voice; somebody's here, let's listen") == tuple(
-        "it is a friend's voice somebody is here let's listen".split()
+    assert normalise("It's a child's voice; my heart's heavy, let's listen") == tuple(
+        "it is a child's voice my heart is heavy let's listen".split()
     )
 
 
@@ -80,6 +80,13 @@ def test_turned_round_a_verb_and_not_are_always_contracted() -> None:
     assert spell("it is good , is not it".split(), rng) == "It is good, isn't it."
     assert spell("why cannot i stay".split(), rng) == "Why can't I stay."
     assert spell("i do not mind".split(), rng) == "I do not mind."
+    assert spell("it is not that i mind".split(), rng) == "It is not that I mind."
+
+
+def test_who_i_am_is_said_in_full() -> None:
+    rng = random.Random(0)
+    assert spell("i know what i am and i am glad".split(), rng, 1.0) == "I know what I am and I'm glad."
+    assert spell("i am as i am , it is all there is to me".split(), rng, 1.0) == "I'm as I am, it's all there is to me."
 
 
 def test_nothing_said_is_nothing_felt() -> None:
