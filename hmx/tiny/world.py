@@ -170,7 +170,9 @@ def spell(words: list[str], rng: random.Random, contract: float = 0.0, exclaim: 
             return match[0] if full or rng.random() >= contract else before + short
 
         text = re.sub(rf"(\b\w+ |^|(?<=, )){long}\b(?= (\w+))", contracted, text)
-    text = _INVERTED.sub(lambda match: f"{match[1]}n't {match[2]}".replace("cann't", "can't"), text)
+    text = _INVERTED.sub(
+        lambda match: f"{match[1]}n't {match[2]}".replace("cann't", "can't").replace("willn't", "won't"), text
+    )
     text = re.sub(r"\b(i|ai)\b", lambda match: match.group().upper(), text).strip(" ,")
     return text[:1].upper() + text[1:] + ("!" if rng.random() < exclaim else ".")
 
