@@ -32,7 +32,7 @@ from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 from hmx.tiny.rows import GARBLED, LABELS, WHOLE, Batch
 
 CONTEXT = 2048
-_RISE, _FALL = 100, 1800
+_RISE, _FALL = 100, 1400
 """Steps in which the learning rate goes up, and comes down."""
 _TEACH = 1.0
 """Weight of the probe's loss."""
