@@ -25,8 +25,8 @@ JUDGED, ANSWERED = 30, 26
 _LESSONS = 0.22
 """How many of the conversations are lessons, which are short: about an eighth of what the model learns to say."""
 LEARNING_RATE = 4e-3
-_SHARPEN = 1.6
-"""All logits are multiplied by this in the end, so that temperature 1 is what 1 / 1.6 was: so small a model, so
+_SHARPEN = 2.0
+"""All logits are multiplied by this in the end, so that temperature 1 is what 1 / 2 was: so small a model, so
 shortly trained, leaves too much to improbable words. The last norm's weights do it; what is most probable, and so the
 judge, stays.
 """
