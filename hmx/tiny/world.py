@@ -55,10 +55,8 @@ _INVERTED = re.compile(
     r"(i|you|it|there|we|they|he|she|anyone|anybody)\b"
 )
 """Questions and tags, which nobody says in full: "isn't it", never "is not it"."""
-_BEFORE, _AFTER = (
-    {"who", "what", "why", "how", "where", "all", "everything", "way", "as", "than"},
-    {"and", "but", "so", "to"},
-)
+_BEFORE = {"who", "what", "why", "how", "where", "all", "everything", "way", "as", "than"}
+_AFTER = {"and", "but", "so", "to"}
 """Beside these nobody contracts a pronoun and its verb: "what I am and", not "what I'm and"."""
 
 
