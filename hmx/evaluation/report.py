@@ -75,7 +75,10 @@ def write_report(
         files.append(f"Tables: {place}/{stem}.md, .csv, .json")
         parts += _fitting(shown)
     else:
-        parts.append("There are no tables yet: no seed has benchmark results in both directions.")
+        parts.append(
+            "There are no tables yet: no seed has benchmark results in both directions. python evaluate.py gets what is "
+            "missing."
+        )
     return "\n\n".join([*parts, "\n".join(files)]), unreadable
 
 
