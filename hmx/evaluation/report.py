@@ -76,8 +76,8 @@ def write_report(
         parts += _fitting(shown)
     else:
         parts.append(
-            "There are no tables yet: no seed has benchmark results in both directions. python evaluate.py gets what is "
-            "missing."
+            "There are no tables yet: no seed has benchmark results in both directions. "
+            "python evaluate.py gets what is missing."
         )
     return "\n\n".join([*parts, "\n".join(files)]), unreadable
 
