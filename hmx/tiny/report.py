@@ -144,13 +144,15 @@ def _speaks_of(category: str, text: str) -> bool:
     return any(words[start:end] in phrases for end in range(len(words) + 1) for start in range(end))
 
 
-def _sayable(name: str = "sentence", known: frozenset[str] = frozenset()) -> frozenset[str]:
+@functools.cache
+def _sayable() -> set[str]:
     """The lists that an answer can be made of, those that only questions use left out."""
-    known |= {name}
-    for option in GRAMMAR.lists[name]:
-        for item in option.items:
-            if isinstance(item, Slot) and item.name not in known:
-                known = _sayable(item.name, known)
+    known: set[str] = set()
+    new = {"sentence"}
+    while new:
+        known |= new
+        options = (option for name in new for option in GRAMMAR.lists[name])
+        new = {item.name for option in options for item in option.items if isinstance(item, Slot)} - known
     return known
 
 

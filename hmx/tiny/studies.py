@@ -40,9 +40,10 @@ def _report(model: Model) -> None:
             steps, garbled = (" ".join(f"{one[key]:{form}}" for one in taken) for key, form in _SELECTED)
             chosen = f"{steps}, {garbled}"
             selected += [one["eval_garbled"] for one in taken]
-        if pair.forward.finished and pair.reverse.finished:
+        finished = pair.forward.finished and pair.reverse.finished
+        if finished:
             ends += [_apart(run[-1]) for run in runs]
-        if not (pair.selection and pair.forward.finished and pair.reverse.finished):
+        if not (finished and pair.selection):
             notes.append(f"  seed {pair.seed}: {pair.why}")
         furthest = max(_apart(one) for run in runs for one in run)
         print(f"  {pair.seed:4d}  {chosen:26}{_told(runs[0][-1]):20}{_told(runs[1][-1]):20}{furthest:.2f}")
