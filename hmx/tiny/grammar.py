@@ -85,6 +85,8 @@ class _Node:
     words: dict[str, "_Node"] = field(default_factory=dict)
     slots: dict[Slot, "_Node"] = field(default_factory=dict)
     complete: list[Alternative] = field(default_factory=list)
+    ways: dict[str | None, list[tuple[Slot, "_Node"]]] = field(default_factory=dict)
+    """Of each word met here, the slots whose phrases may begin with it."""
 
     @classmethod
     def of(cls, options: list[Alternative]) -> "_Node":
@@ -147,7 +149,7 @@ class Grammar:
         self._choices: dict[tuple[str, str | None, str | None], tuple[list[Alternative], list[Alternative]]] = {}
         self._check()
         self._known_starts: dict[str, set[str | None]] = {}
-        self._tries = {name: _Node.of(options) for name, options in self.lists.items()}
+        self._tries: dict[str, _Node] = {}
 
     @classmethod
     def load(cls, *paths: Path) -> "Grammar":
@@ -191,7 +193,7 @@ class Grammar:
             return list(talk.phrases[name]), 0
         candidates = self._candidates(name, talk.category, tag, rng)
         option = candidates[int(len(candidates) * rng.random() ** talk.skew)]
-        if talk.lean and name not in ("warm", "core"):
+        if talk.lean and name not in ("warm", "core", "frame"):
             option = max(option, rng.choice(candidates), key=lambda one: talk.lean * one.strength)
         mood = rng.choice(("good", "bad"))
         words: list[str] = []
@@ -220,6 +222,8 @@ class Grammar:
         words, memo = reading.words, reading.memo
         if (name, start) in memo:
             return memo[name, start]
+        if name not in self._tries:
+            self._tries[name] = _Node.of(self.lists[name])
         found: dict[int, int] = {}
         open_ends = [(self._tries[name], start, 0)]
         while open_ends:
@@ -231,11 +235,11 @@ class Grammar:
                 found[end] = max(found.get(end, -TOP), self._clip(name, option.total(strength)))
             if word in node.words:
                 open_ends.append((node.words[word], end + 1, strength))
-            for slot, further in node.slots.items():
-                starts = self._starts(slot.name)
-                if word in starts or None in starts:
-                    for later, value in self._match(slot.name, end, reading).items():
-                        open_ends.append((further, later, strength + value * slot.counts))
+            if word not in node.ways:
+                node.ways[word] = [way for way in node.slots.items() if self._starts(way[0].name) & {word, None}]
+            for slot, further in node.ways[word]:
+                for later, value in self._match(slot.name, end, reading).items():
+                    open_ends.append((further, later, strength + value * slot.counts))
         memo[name, start] = found
         return found
 
