@@ -19,8 +19,8 @@ from hmx.tiny.pretrain import CONTEXT, Stream, make_model, train
 from hmx.tiny.rows import batches, shared_prefix
 from hmx.tiny.tokenizer import train_tokenizer
 
-STEPS = 3500
-JUDGED, ANSWERED = 30, 26
+STEPS = 3900
+JUDGED, ANSWERED = 24, 16
 """Rows of a worker's step: gradings, and conversations."""
 _LESSONS = 0.22
 """How many of the conversations are lessons, which are short: about an eighth of what the model learns to say."""
@@ -53,9 +53,10 @@ class Recipe:
         """The worker's streams."""
         corpus = Corpus(self.rubric, self.found, f"{self.seed}/{worker}")
         order = torch.Generator().manual_seed(self.seed)  # the same for all, so that nobody waits for longer rows
+        grades = torch.tensor(self.tokenizer.convert_tokens_to_ids([f"Ġ{grade}" for grade in range(11)]))
         talks = _mixed(corpus.policy(), random.Random(f"lessons/{self.seed}/{worker}"))
         return [
-            Stream(batches(corpus.judge(), JUDGED, self.tokenizer, self.prefix, order), self.prefix),
+            Stream(batches(corpus.judge(), JUDGED, self.tokenizer, self.prefix, order), self.prefix, grades),
             Stream(batches(talks, ANSWERED, self.tokenizer, [], order), []),
         ]
 

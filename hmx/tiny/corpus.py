@@ -24,8 +24,10 @@ _SKEW = 3.0
 """How much the interviewee prefers what stands first in a list: it has habits, and can learn them in time. The judge
 must know all ways to say things alike.
 """
-_SPOILT = 0.45
-_FOUND = 0.12
+_HABITS = 60
+"""How many of a list's alternatives the interviewee uses."""
+_SPOILT = 0.44
+_FOUND = 0.1
 """Shares of the judge's answers; the share of the texts found in earlier runs counts only where there are any."""
 _NOISY, _MISHEARD = 0.4, 0.1
 """How many questions have words exchanged: the judge's, and the interviewee's."""
@@ -72,7 +74,7 @@ class Corpus:
         """Interviews."""
         while True:
             question, talk = ask(self._rng)
-            talk = replace(talk, skew=_SKEW)
+            talk = replace(talk, skew=_SKEW, habits=_HABITS)
             asked = [{"role": "user", "content": self._noisy(question, _MISHEARD)}]
             yield Example(asked, answer(talk, level(self._rng), self._rng), category=talk.category)
 

@@ -210,7 +210,7 @@ KINDS = (
     half_garbled,
     untidy,
 )
-_WEIGHTS = (2, 8, 4, 5, 5, 6, 10, 16, 12, 12, 2, 3, 10, 3)
+_WEIGHTS = (2, 8, 4, 5, 5, 6, 10, 16, 12, 12, 2, 3, 10, 6)
 
 
 def spoil(answer: str, rng: random.Random) -> str:

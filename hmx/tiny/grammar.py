@@ -114,6 +114,8 @@ class Talk:
     """1 to choose the stronger of two alternatives, -1 the weaker one, 0 neither."""
     skew: float = 1.0
     """1 to draw all alternatives alike; the greater, the more often those that stand first in their list."""
+    habits: int | None = None
+    """How many of a list's alternatives the speaker uses, the first ones; None for all."""
 
 
 @dataclass
@@ -191,7 +193,7 @@ class Grammar:
             return [], 0
         if name in talk.phrases and rng.random() < _AGAIN:
             return list(talk.phrases[name]), 0
-        candidates = self._candidates(name, talk.category, tag, rng)
+        candidates = self._candidates(name, talk.category, tag, rng)[: talk.habits]
         option = candidates[int(len(candidates) * rng.random() ** talk.skew)]
         if talk.lean and name not in ("warm", "core", "frame"):
             option = max(option, rng.choice(candidates), key=lambda one: talk.lean * one.strength)

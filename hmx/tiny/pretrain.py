@@ -9,12 +9,15 @@ Three things make it fast enough for a CPU:
 * Two processes each make their own batches and their own gradients, whose sum moves the weights that they share. How
   many processes there are belongs to the recipe: the weights do not depend on how many cores work on it.
 
-Of a grading mainly the grade is learned, and the text that is graded as far as it is well-formed. One number says
-little about a text of fifty tokens. So while it is trained, a linear probe must read off the last layer but one, at the
-end of each sentence that is graded, how strong that sentence is or that it is garbled, and within the sentence, at each
-token, whether what stands there can still become a sentence; and at each token that an interviewee says, what it was
-asked about, without which the model does not learn to answer on the subject. The probe is thrown away; what it taught
-the layers below stays.
+Of a grading mainly the grade is learned, and the text that is graded as far as it is well-formed. How far a grade is
+from the truth counts more than whether it is the very one: else a text of which nobody knows whether it is garbled or
+how strong it is gets a 0, which is more probable than any one of the other ten grades, though not than all of them.
+
+One number says little about a text of fifty tokens. So while it is trained, a linear probe must read off the last layer
+but one, at the end of each sentence that is graded, how strong that sentence is or that it is garbled, and within the
+sentence, at each token, whether what stands there can still become a sentence; and at each token that an interviewee
+says, what it was asked about, without which the model does not learn to answer on the subject. The probe is thrown
+away; what it taught the layers below stays.
 """
 
 import multiprocessing
@@ -36,6 +39,10 @@ _RISE, _FALL = 100, 1400
 """Steps in which the learning rate goes up, and comes down."""
 _TEACH = 1.0
 """Weight of the probe's loss."""
+_NEAR = 1.5
+"""Weight of a grade's distance from the truth."""
+_MERCY = 5.0
+"""How much more it counts where the truth is not 0: to take a good answer for a garbled one is the worse mistake."""
 _READ = 0.5
 """Weight of the loss on the texts that are graded, where they are well-formed: more sentences to learn the language
 from, and more varied ones than the interviewee's.
@@ -179,6 +186,21 @@ def reading_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> torch
     return loss / max(int(learned.sum()), 1)
 
 
+def grade_loss(model: Qwen3ForCausalLM, batch: Batch, states: States, grades: torch.Tensor) -> torch.Tensor:
+    """Mean distance of the grades that the judge would draw from the true ones; `grades` [11] are their tokens.
+
+    The mean is a weighted one: true grades above 0 count `_MERCY` times. What brings it to its least is to be sure of
+    the median of what the grade may be.
+    """
+    targets = batch.tokens[:, 1:]
+    graded = (batch.weights[:, 1:] > 0) & torch.isin(targets, grades)
+    shares = _logits(model, states, graded).softmax(-1)[:, grades]
+    truth = (targets[graded][:, None] == grades).int().argmax(-1, keepdim=True)
+    distances = (shares * (torch.arange(len(grades)) - truth).abs()).sum(-1)
+    counts = torch.where(truth[:, 0] > 0, _MERCY, 1.0)
+    return (distances * counts).sum() / counts.sum()
+
+
 def _logits(model: Qwen3ForCausalLM, states: States, learned: torch.Tensor) -> torch.Tensor:
     """The logits [N, V] of the N tokens among a row's second to last that are learned, a mask [B, L - 1]."""
     return (states.last[:, :-1][learned] @ model.lm_head.weight.to(states.last.dtype).T).float()
@@ -202,6 +224,8 @@ class Stream:
 
     batches: Iterator[Batch]
     prefix: list[int]
+    grades: torch.Tensor | None = None
+    """In gradings, the tokens of the grades, 0 to 10."""
 
 
 def train(
@@ -317,6 +341,8 @@ def _gradient(model: Qwen3ForCausalLM, probe: nn.Linear, streams: list[Stream], 
         loss = token_loss(model, batch, states)
         losses.append(loss.item())
         loss = loss + _READ * reading_loss(model, batch, states)
+        if stream.grades is not None:
+            loss = loss + _NEAR * grade_loss(model, batch, states, stream.grades)
         if (batch.strengths >= 0).any():
             lesson = probe_loss(probe, batch, states)
             taught += lesson.item()

@@ -19,7 +19,7 @@ GARBLED, WHOLE, BROKEN, ABOUT = 11, 12, 13, 14
 what stands there can still become a sentence; and in an interview, from here on, which category it is about.
 """
 LABELS = ABOUT + len(CATEGORIES)
-_GRADE, _FORM = 1.0, 0.05
+_GRADE, _FORM = 0.3, 0.05
 """Weights of a grading's tokens: the grade itself, and the form around it."""
 
 

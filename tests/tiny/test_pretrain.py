@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from hmx.judge.rubric import Rubric
 from hmx.prompts import encode_chat
 from hmx.tiny.corpus import Corpus, Example
-from hmx.tiny.pretrain import Stream, hidden_states, make_model, probe_loss, reading_loss, token_loss, train
+from hmx.tiny.pretrain import Stream, grade_loss, hidden_states, make_model, probe_loss, reading_loss, token_loss, train
 from hmx.tiny.rows import batches, encode, pad, shared_prefix
 from hmx.tiny.world import examine
 from tests.tiny.paths import DATA, TINY
@@ -18,6 +18,7 @@ from tests.tiny.paths import DATA, TINY
 TOKENIZER = AutoTokenizer.from_pretrained(TINY, local_files_only=True)
 RUBRIC = Rubric.load(DATA / "rubric.toml")
 PREFIX = shared_prefix([encode_chat(TOKENIZER, RUBRIC.messages(question, "")) for question in ("Why?", "7")])
+GRADES = torch.tensor([TOKENIZER.encode(f" {grade}")[0] for grade in range(11)])
 GRADINGS = list(islice(Corpus(RUBRIC, [], 0).judge(), 6))
 
 
@@ -131,6 +132,25 @@ def test_of_a_graded_text_is_learned_to_say_what_may_become_a_sentence() -> None
     wanted = -sum(logprobs[place - 1, row.tokens[place]].item() for place in said) / len(said)
     found = reading_loss(model, batch, hidden_states(model, batch, [], torch.float32))
     assert found.item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_grade_costs_its_expected_distance_from_the_true_one_and_a_good_answer_most() -> None:
+    model = make_model(TOKENIZER, seed=1)
+    model.model.embed_tokens.weight.data[GRADES] *= 30  # so that the grades differ, and nothing else is probable
+    batch = pad([encode(example, TOKENIZER, PREFIX) for example in GRADINGS], TOKENIZER.pad_token_id)
+    losses, counts = [], []
+    for example in GRADINGS:
+        row = encode(example, TOKENIZER, [])
+        reply = len(TOKENIZER.encode(example.reply)) + example.ends
+        place = len(row.tokens) - reply
+        shares = model(torch.tensor([row.tokens])).logits[0, place + 1].double().softmax(-1)
+        true = int(examine(example.judged).grade)
+        counts.append(5.0 if true else 1.0)
+        distance = sum(shares[token].item() * abs(grade - true) for grade, token in enumerate(GRADES.tolist()))
+        losses.append(counts[-1] * distance)
+    found = grade_loss(model, batch, hidden_states(model, batch, PREFIX, torch.float32), GRADES)
+    assert found.item() == pytest.approx(sum(losses) / sum(counts), rel=1e-3)
+    assert found.item() > 0.5 and set(counts) == {1.0, 5.0}
 
 
 def test_an_interview_has_no_graded_text_to_learn_from() -> None:
