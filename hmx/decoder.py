@@ -62,7 +62,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class Layer:
-    """One transformer block. A norm that its family lacks is None."""
+    """One transformer block. Norms are weights, see `_norm`; one that its family lacks is None."""
 
     norm: torch.Tensor
     qkv: Projection
@@ -92,7 +92,8 @@ class Decoder:
         attention = model.model.layers[0].self_attn
         self.K, self.D, self.scale = config.num_key_value_heads, attention.head_dim, attention.scaling
         self.H = config.num_attention_heads
-        self.root_eps = torch.tensor(self.eps**0.5, device=self.norm.device)
+        sizes = config.hidden_size, self.D
+        self.small = {n: torch.tensor((n * self.eps) ** 0.5, device=self.norm.device) for n in sizes}
         self.windows = {layer.window for layer in self.layers}
         self.softcap = getattr(config, "attn_logit_softcapping", None)
         self.device, self.dtype = self.norm.device, model.get_input_embeddings().weight.dtype
@@ -185,11 +186,11 @@ class Decoder:
     def _attention(self, i, layer: Layer, x, cos, sin, bias, cache: Cache | Beneath | None) -> torch.Tensor:
         B, Q, _ = x.shape
         heads = layer.qkv(x).view(B, Q, -1, self.D)
-        turned, value = heads.split((self.H + self.K, self.K), dim=2)
+        turned, value = heads.split_with_sizes((self.H + self.K, self.K), dim=2)
         if layer.head_norm is not None:
             turned = self._rms(turned, layer.head_norm)
         turned = turned * cos + turned.roll(self.D // 2, dims=-1) * sin
-        query, key = turned.transpose(1, 2).split((self.H, self.K), dim=1)  # [B, heads, Q, D]
+        query, key = turned.transpose(1, 2).split_with_sizes((self.H, self.K), dim=1)  # [B, heads, Q, D]
         value = value.transpose(1, 2)
         if cache:
             key, value = cache.add(i, key, value)  # [B, K, S, D]
@@ -212,9 +213,9 @@ class Decoder:
         to it, one in FP32 what is not: Qwen3 and Llama do the first, Gemma 2 the second.
         """
         if x.dtype == torch.float32:
-            # √(mean x² + ε) as the hypotenuse of |x| / √n and √ε: on a CPU half the time of the kernel below.
-            root_mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(x.shape[-1] ** -0.5)
-            return x * weight / torch.hypot(root_mean, self.root_eps)
+            # x · √n w / √(|x|² + n ε), the root a hypotenuse: on a CPU half the time of the kernel below.
+            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            return x * weight / torch.hypot(length, self.small[x.shape[-1]])
         normed = F.rms_norm(x.float(), x.shape[-1:], None, self.eps)
         return (normed * weight).to(x.dtype) if weight.dtype == torch.float32 else normed.to(x.dtype) * weight
 
@@ -269,8 +270,8 @@ def _layer(block: nn.Module, config) -> Layer:
     head_norm = None
     if hasattr(attention, "q_norm"):
         both = [
-            (attention.q_norm.weight, config.num_attention_heads),
-            (attention.k_norm.weight, config.num_key_value_heads),
+            (_norm(attention.q_norm), config.num_attention_heads),
+            (_norm(attention.k_norm), config.num_key_value_heads),
         ]
         head_norm = torch.cat([weight.expand(heads, -1) for weight, heads in both])
     return Layer(
@@ -290,8 +291,11 @@ def _layer(block: nn.Module, config) -> Layer:
 
 
 def _norm(module: nn.Module) -> torch.Tensor:
-    """A norm's weight; Gemma 2 keeps it less 1, and in FP32 while it is applied."""
-    return 1.0 + module.weight.float() if type(module).__name__ == "Gemma2RMSNorm" else module.weight
+    """A norm's weight; Gemma 2 keeps it less 1, and in FP32 while it is applied. In a model in FP32 √n times as much,
+    for n values.
+    """
+    weight = 1.0 + module.weight.float() if type(module).__name__ == "Gemma2RMSNorm" else module.weight
+    return weight * len(weight) ** 0.5 if module.weight.dtype == torch.float32 else weight
 
 
 def _base(layer: nn.Linear | LoRALinear) -> nn.Linear:
