@@ -28,6 +28,7 @@ def test_training_moves_the_policy_and_neither_its_base_nor_its_judge(tmp_path):
                 base = trainer.model(prompt).logits
         return policy, base, trainer.judge.grade(questions, ANSWERS)
 
+    look()  # the first answers lay the weights out in memory, which may change a last bit
     policy, base, verdicts = look()
     assert torch.equal(policy, base)  # B starts at zero
     metrics = [trainer.step(n).metrics for n in range(1, 5)]
