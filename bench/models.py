@@ -63,7 +63,7 @@ class FoldedTokenizer(PreTrainedTokenizerFast):
     @cached_property
     def words(self) -> list[int]:
         """Its tokens that stand behind a space: side by side they stay what they are when they are encoded again."""
-        return [token for text, token in self.get_vocab().items() if text.startswith("Ġ") and len(text) > 2]
+        return sorted(token for text, token in self.get_vocab().items() if text.startswith("Ġ") and len(text) > 2)
 
     def _decode(self, token_ids, *arguments, **options):
         ids = [token_ids] if isinstance(token_ids, int) else map(int, token_ids)
