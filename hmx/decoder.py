@@ -321,8 +321,8 @@ def _stacked(layers: Sequence[nn.Linear]) -> torch.Tensor:
     """The layers' weights one below the other, as one matrix [out, in] that *is* their memory.
 
     At the first use the weights are moved next to each other and each becomes a view of its part: no second copy of a
-    model that may fill the GPU, and no copy that could grow stale when somebody writes to a weight. In FP32 on a CPU the
-    matrix lies in memory column by column, with which the product for a few rows takes half the time.
+    model that may fill the GPU, and no copy that could grow stale when somebody writes to a weight. In FP32 on a CPU
+    the matrix lies in memory column by column, with which the product for a few rows takes half the time.
     """
     weights = [layer.weight for layer in layers]
     first, (rows, columns) = weights[0], (sum(map(len, weights)), weights[0].shape[1])
