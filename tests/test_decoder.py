@@ -208,6 +208,8 @@ def test_the_stacked_weights_are_the_modules_own_memory():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(stacked, torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]))
     assert Decoder.of(model).layers[0].qkv.weight.data_ptr() == stacked.data_ptr() == attention.q_proj.weight.data_ptr()
+    for matrix in (stacked, Decoder.of(model).layers[1].down.weight, model.lm_head.weight):
+        assert matrix.T.is_contiguous()  # in FP32 on a CPU
     with torch.no_grad():
         attention.v_proj.weight.fill_(7.0)  # nothing can be stale
     assert (Decoder.of(model).layers[0].qkv.weight[-1] == 7.0).all()
