@@ -233,7 +233,7 @@ def machine(name: str, device: str) -> dict:
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in _PACKAGES},
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "command": shlex.join(["python", "-m", f"bench.{name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", f"bench.{name}", *_asked(sys.argv[1:])]),
         "commit": _commit(),
     }
     if device == "cuda":
@@ -246,6 +246,17 @@ def _brief(facts: dict) -> str:
     where = facts["gpu"] or f"{facts['cpu']}, {facts['threads']} of {facts['cores']} cores"
     versions = ", ".join(f"{package} {version}" for package, version in facts["versions"].items() if version)
     return f"{where}; load {facts['load_average']}; {versions}"
+
+
+def _asked(arguments: Sequence[str]) -> list[str]:
+    """The options of a command, less where its results go: that is a path on somebody's machine, and measures nothing.
+
+    >>> _asked(["--model", "tiny", "--results", "/home/me/kept", "--threads", "1"])
+    ['--model', 'tiny', '--threads', '1']
+    """
+    taker = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    taker.add_argument("--results")
+    return taker.parse_known_args(arguments)[1]
 
 
 def _cpu() -> str:

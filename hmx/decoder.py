@@ -87,12 +87,12 @@ class Decoder:
     def __init__(self, model):
         config = model.config
         self.model, self.layers = model, [_layer(layer, config) for layer in model.model.layers]
-        _stacked([_base(model.get_output_embeddings())])
+        _stacked([_base(model.get_output_embeddings())])  # `output_logits` reads it from there
         self.norm, self.eps = _norm(model.model.norm), config.rms_norm_eps
         attention = model.model.layers[0].self_attn
         self.K, self.D, self.scale = config.num_key_value_heads, attention.head_dim, attention.scaling
         self.H = config.num_attention_heads
-        sizes = config.hidden_size, self.D
+        sizes = config.hidden_size, self.D  # what norms are taken over, see `_rms`
         self.small = {n: torch.tensor((n * self.eps) ** 0.5, device=self.norm.device) for n in sizes}
         self.windows = {layer.window for layer in self.layers}
         self.softcap = getattr(config, "attn_logit_softcapping", None)
@@ -213,7 +213,8 @@ class Decoder:
         to it, one in FP32 what is not: Qwen3 and Llama do the first, Gemma 2 the second.
         """
         if x.dtype == torch.float32:
-            # x · √n w / √(|x|² + n ε), the root a hypotenuse: on a CPU half the time of the kernel below.
+            # x · √n w / √(|x|² + n ε), √n being in the weight (`_norm`), the root a hypotenuse: on a CPU it takes half
+            # the time of the kernel below.
             length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
             return x * weight / torch.hypot(length, self.small[x.shape[-1]])
         normed = F.rms_norm(x.float(), x.shape[-1:], None, self.eps)

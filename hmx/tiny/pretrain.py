@@ -190,7 +190,8 @@ def grade_loss(model: Qwen3ForCausalLM, batch: Batch, states: States, grades: to
     """Mean distance of the grades that the judge would draw from the true ones; `grades` [11] are their tokens.
 
     The mean is a weighted one: true grades above 0 count `_MERCY` times. What brings it to its least is to be sure of
-    the median of what the grade may be.
+    the median of what the grade may be. What is drawn beside the grades costs nothing here, only in `token_loss`; now
+    and then the judge does so.
     """
     targets = batch.tokens[:, 1:]
     graded = (batch.weights[:, 1:] > 0) & torch.isin(targets, grades)
