@@ -213,8 +213,8 @@ class Decoder:
         to it, one in FP32 what is not: Qwen3 and Llama do the first, Gemma 2 the second.
         """
         if x.dtype == torch.float32:
-            # x · √n w / √(|x|² + n ε), √n being in the weight (`_norm`), the root a hypotenuse: on a CPU it takes half
-            # the time of the kernel below.
+            # x · √n w / √(|x|² + n ε), √n being in the weight (`_norm`), the root a hypotenuse: fewer operations
+            # than the kernel below is made of on a CPU.
             length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
             return x * weight / torch.hypot(length, self.small[x.shape[-1]])
         normed = F.rms_norm(x.float(), x.shape[-1:], None, self.eps)
@@ -323,7 +323,7 @@ def _stacked(layers: Sequence[nn.Linear]) -> torch.Tensor:
 
     At the first use the weights are moved next to each other and each becomes a view of its part: no second copy of a
     model that may fill the GPU, and no copy that could grow stale when somebody writes to a weight. In FP32 on a CPU
-    the matrix lies in memory column by column, with which the product for a few rows takes half the time.
+    the matrix lies in memory column by column, with which the product for a few rows is quicker.
     """
     weights = [layer.weight for layer in layers]
     first, (rows, columns) = weights[0], (sum(map(len, weights)), weights[0].shape[1])
