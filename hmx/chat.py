@@ -147,7 +147,7 @@ class Chat:
             self._attached = speaker.adapter
         shown = ""
 
-        def show_more(tokens: list[int]) -> bool:
+        def show_more(row: int, tokens: list[int]) -> bool:
             nonlocal shown
             text = printable(decode(self.tokenizer, tokens))
             if text.startswith(shown) and not text.endswith("\ufffd"):  # half a character is kept back

@@ -103,8 +103,15 @@ class Decoder:
         """The decoder of `model` with its adapter as it is now, or None if the model has anything unknown here."""
         return cls(model) if enabled and _is_known(model) else None
 
-    def read(self, ids: torch.Tensor, attention: torch.Tensor, cache: Cache | Beneath | None = None) -> torch.Tensor:
-        """Run prompts, or whole sequences; returns their last hidden states [B, Q, hidden].
+    def read(
+        self,
+        ids: torch.Tensor,
+        attention: torch.Tensor,
+        cache: Cache | Beneath | None = None,
+        last: int | None = None,
+    ) -> torch.Tensor:
+        """Run prompts, or whole sequences; returns their last hidden states [B, Q, hidden], or of the `last` tokens
+        alone [B, last, hidden].
 
         Args:
             ids: [B, Q], padding on either side.
@@ -121,7 +128,7 @@ class Decoder:
             bias = torch.zeros(near.shape, dtype=self.dtype, device=ids.device)
             bias.masked_fill_(~(near | (place == mine)), -torch.inf)
             biases[window] = bias[:, None]  # [B, 1, Q, S]
-        return self.hidden(ids, self.rope_table(S)[slots[:, S - Q :]], biases, cache)
+        return self.hidden(ids, self.rope_table(S)[slots[:, S - Q :]], biases, cache, last)
 
     def read_trees(
         self, ids: torch.Tensor, depth: torch.Tensor, end: torch.Tensor, cache: Beneath | None = None
@@ -151,9 +158,15 @@ class Decoder:
         return self.hidden(ids, self.rope_table(int(depth.max()) + 1)[depth], biases, cache)
 
     def hidden(
-        self, ids: torch.Tensor, rope: torch.Tensor, biases: dict, cache: Cache | Beneath | None
+        self,
+        ids: torch.Tensor,
+        rope: torch.Tensor,
+        biases: dict,
+        cache: Cache | Beneath | None,
+        last: int | None = None,
     ) -> torch.Tensor:
-        """The last hidden states [B, Q, hidden].
+        """The last hidden states [B, Q, hidden], or of the `last` tokens alone [B, last, hidden]: in the top layer the
+        others need no more than their keys and values.
 
         Args:
             ids: [B, Q].
@@ -164,8 +177,9 @@ class Decoder:
         x = self.model.get_input_embeddings()(ids)
         cos, sin = rope[:, :, None].unbind(dim=-2)  # [B, Q, 1, D], for all heads
         for i, layer in enumerate(self.layers):
-            h = self._attention(i, layer, self._rms(x, layer.norm), cos, sin, biases[layer.window], cache)
-            x = x + (h if layer.out_norm is None else self._rms(h, layer.out_norm))
+            asking = last if last and layer is self.layers[-1] else ids.shape[1]
+            h = self._attention(i, layer, self._rms(x, layer.norm), cos, sin, biases[layer.window], cache, asking)
+            x = x[:, -asking:] + (h if layer.out_norm is None else self._rms(h, layer.out_norm))
             gate, up = layer.gate_up(self._rms(x, layer.mlp_norm)).chunk(2, dim=-1)
             h = layer.down(layer.activation(gate) * up)
             x = x + (h if layer.down_norm is None else self._rms(h, layer.down_norm))
@@ -183,7 +197,10 @@ class Decoder:
         sin[..., : self.D // 2].neg_()
         return torch.stack([cos[0], sin[0]], dim=1)
 
-    def _attention(self, i, layer: Layer, x, cos, sin, bias, cache: Cache | Beneath | None) -> torch.Tensor:
+    def _attention(
+        self, i, layer: Layer, x, cos, sin, bias, cache: Cache | Beneath | None, asking: int
+    ) -> torch.Tensor:
+        """What the last `asking` tokens find among all, [B, asking, hidden]."""
         B, Q, _ = x.shape
         heads = layer.qkv(x).view(B, Q, -1, self.D)
         turned, value = heads.split_with_sizes((self.H + self.K, self.K), dim=2)
@@ -191,12 +208,12 @@ class Decoder:
             turned = self._rms(turned, layer.head_norm)
         turned = turned * cos + turned.roll(self.D // 2, dims=-1) * sin
         query, key = turned.transpose(1, 2).split_with_sizes((self.H, self.K), dim=1)  # [B, heads, Q, D]
-        value = value.transpose(1, 2)
+        query, bias, value = query[:, :, -asking:], bias[:, :, -asking:], value.transpose(1, 2)
         if cache:
             key, value = cache.add(i, key, value)  # [B, K, S, D]
         # H / K query heads share a head of keys and values. One token is laid out as that many queries of the head;
         # of more tokens each would need its own row of the bias, so there it is the keys that are repeated.
-        if Q == 1:
+        if asking == 1:
             query = query.reshape(B, self.K, -1, self.D)  # [B, K, H / K, D]
         else:
             key, value = (t.repeat_interleave(self.H // self.K, dim=1) for t in (key, value))  # [B, H, S, D]
@@ -206,7 +223,7 @@ class Decoder:
             logits = torch.matmul(query, key.transpose(2, 3)) * self.scale
             logits = torch.tanh(logits / self.softcap) * self.softcap + bias
             mixed = torch.matmul(torch.softmax(logits, dim=-1, dtype=torch.float32).to(value.dtype), value)
-        return layer.out(mixed.reshape(B, self.H, Q, self.D).transpose(1, 2).reshape(B, Q, -1))
+        return layer.out(mixed.reshape(B, self.H, asking, self.D).transpose(1, 2).reshape(B, asking, -1))
 
     def _rms(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """x / √(mean x² + ε) · weight, computed in FP32. A weight in half precision multiplies what is already rounded

@@ -1,7 +1,11 @@
 """A batch of prompts on its way: it is read, and goes on a token a row at a time.
 
-Rows can be dropped and repeated on the way, and with a decoder joined by others. Notation as in `hmx.decoder`.
+A decoder reads prompts of like length together, so that little of what it reads is padding. Rows can be dropped and
+repeated on the way, and with a decoder joined by others. Notation as in `hmx.decoder`.
 """
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +14,17 @@ from transformers import DynamicCache
 from hmx.cache import Cache
 from hmx.decoder import Decoder, output_logits, positions
 
+WORTH = defaultdict(lambda: 2048, cpu=64)
+"""By device, how much padding a part of the prompts must save: what starting its kernels takes the time of. Of a GPU
+it is an estimate.
+"""
+
 
 class Decoding:
     """The batch in a decoder.
 
     Args:
-        ids: [B, Q], padded in front.
+        ids: [B, Q], padded in front; the longest rows had best come first.
         attention: [B, S], 1 for tokens and 0 for padding; the S - Q slots of a shared prefix come first.
         prefix: the keys and values of those slots, a pair [1, K, S - Q, D] for each layer.
         room: the most tokens that will follow.
@@ -33,11 +42,15 @@ class Decoding:
                 [F.pad(t.expand(B, -1, -1, -1), (0, 0, 0, Q)) for t in side] for side in zip(*prefix, strict=True)
             )
         else:
-            keys, values = ([decoder.norm.new_empty(shape, dtype=decoder.dtype) for _ in decoder.layers] for _ in "kv")
-        self.cache = Cache(keys, values, S - Q)
-        hidden = decoder.read(ids, attention, self.cache)
-        self.logits = output_logits(decoder.model, hidden[:, -last:])  # [B, last, V]
-
+            keys, values = ([decoder.norm.new_zeros(shape, dtype=decoder.dtype) for _ in decoder.layers] for _ in "kv")
+        lengths, hidden = attention[:, S - Q :].sum(dim=1).tolist(), []
+        for first, end in parts(lengths, WORTH[ids.device.type]):
+            length = max(lengths[first:end])
+            # Views of the part's slots; those in front of its longest row stay as they are, and nobody looks at them.
+            slots = Cache([t[first:end] for t in keys], [t[first:end] for t in values], S - length)
+            hidden.append(decoder.read(ids[first:end, Q - length :], attention[first:end], slots, last))
+        self.cache = Cache(keys, values, S)
+        self.logits = output_logits(decoder.model, torch.cat(hidden))  # [B, last, V]
         self._lay(attention, room)
 
     def _lay(self, attention: torch.Tensor, room: int) -> None:
@@ -87,6 +100,24 @@ class Decoding:
             seen.append(F.pad(tokens.gather(1, order), (S - order.shape[1], 0)))
         self.cache.join(other.cache, parts)
         self._lay(torch.cat(seen).long(), room)
+
+
+def parts(lengths: Sequence[int], worth: int) -> Iterator[tuple[int, int]]:
+    """Where to cut prompts of these lengths, which are read in this order: the first and the end of each part.
+
+    A new part begins with a row of at most three quarters of the part's longest, if that saves at least `worth` tokens
+    of padding.
+
+    >>> list(parts([90, 85, 60, 55, 50], 64)), list(parts([90, 50], 64)), list(parts([50, 90, 90], 64))
+    ([(0, 2), (2, 5)], [(0, 2)], [(0, 3)])
+    """
+    first = longest = 0
+    for place, length in enumerate(lengths):
+        if 4 * length <= 3 * longest and (len(lengths) - place) * (longest - length) >= worth:
+            yield first, place
+            first, longest = place, 0
+        longest = max(longest, length)
+    yield first, len(lengths)
 
 
 class PlainDecoding:

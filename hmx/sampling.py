@@ -99,7 +99,7 @@ def generate(
     temperature: float = 1.0,
     repeats: int = 1,
     prefix: Prefix | None = None,
-    stop: Callable[[list[int]], bool] | None = None,
+    stop: Callable[[int, list[int]], bool] | None = None,
     guess: Sequence[int] = (),
     slots: int | None = None,
     tick: Callable[[int], None] | None = None,
@@ -115,7 +115,7 @@ def generate(
             nothing is read from the model's own generation config.
         prefix: keys and values of tokens that *all* prompts begin with, to be reused. Exact, up to the order of
             summation.
-        stop: called with the tokens of each unfinished row; True ends that row.
+        stop: called with the number and the tokens of each unfinished row; True ends that row.
         guess: tokens with which replies at temperature 0 are expected to begin. They are read with the prompt, which
             costs less than a step for each, and checked: a row that would begin otherwise comes back empty.
         slots: how many slots of the KV cache may be used at once, a row taking as many as the longest of its batch
@@ -155,14 +155,17 @@ def generate(
         nonlocal begun, room
         first, begun = begun, begun + count
         room = max(room, *(limits[place] - len(guess) for place in range(first, begun)))
-        read = [[*prompt, *guess] for prompt in prompts[first:begun]]
-        batch = _Batch.of(_start(model, read, pad_id, prefix, room, len(guess) + 1), first, repeats, guessed)
+        order = _longest_first(prompts[first:begun])
+        read = [[*prompts[first + place], *guess] for place in order]
+        forward = _start(model, decoder, read, pad_id, prefix, room, len(guess) + 1)
+        batch = _Batch.of(forward, first + torch.tensor(order, device=device), repeats, guessed)
         right = batch.rows[batch.active]
         tokens[right, : len(guess)], mask[right, : len(guess)] = guessed, True
         return batch
 
     begun = room = 0  # how many prompts were begun, and the most tokens that any row of the batch can still get
     with autocast(model):
+        decoder = Decoder.of(model)
         batch = begin(_fitting(widths, slots))
         for t in itertools.count():
             row, place, logits, active = batch.rows, batch.place, batch.logits, batch.active
@@ -175,7 +178,7 @@ def generate(
             mask[row, place] = active
             ending = active & torch.isin(token, ends)
             if stop is not None:
-                ending |= active & _stopped(stop, tokens[row], place + 1, active)
+                ending |= active & _stopped(stop, row, tokens[row], place + 1, active)
             ended[row] |= ending
             batch.place = place + active
             batch.active = active & ~ending & (batch.place < limit[row])
@@ -218,8 +221,11 @@ def last_logits(
     Args:
         prefix: as for `generate`; the prompts must go on for at least `count` tokens behind it.
     """
+    order = _longest_first(prompts)
     with autocast(model):
-        return _start(model, prompts, pad_id, prefix, room=0, last=count).logits
+        read = [prompts[place] for place in order]
+        logits = _start(model, Decoder.of(model), read, pad_id, prefix, room=0, last=count).logits
+    return logits[torch.tensor(order, device=logits.device).argsort()]
 
 
 def sample_token(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -277,16 +283,16 @@ class _Batch:
     """[B, V], of the next token."""
 
     @classmethod
-    def of(cls, forward, first: int, repeats: int, guessed: torch.Tensor) -> "_Batch":
-        """The completions of prompts that `forward` has read, prompt `first` and those after it, with `guessed` behind
-        them. Where other tokens would be likelier, a row has ended.
+    def of(cls, forward, prompts: torch.Tensor, repeats: int, guessed: torch.Tensor) -> "_Batch":
+        """The completions of the prompts numbered `prompts` [P], which `forward` has read with `guessed` behind them.
+        Where other tokens would be likelier, a row has ended.
         """
         logits = forward.logits  # [P, len(guessed) + 1, V]
         if repeats > 1:
             each = torch.arange(len(logits) * repeats, device=logits.device) // repeats
             forward.select(each)
             logits = logits[each]  # [B, len(guessed) + 1, V]
-        rows = first * repeats + torch.arange(len(logits), device=logits.device)
+        rows = (prompts[:, None] * repeats + torch.arange(repeats, device=logits.device)).flatten()
         right = (logits[:, :-1].argmax(dim=-1) == guessed).all(dim=1)
         return cls(forward, rows, right, torch.full_like(rows, len(guessed)), logits[:, -1])
 
@@ -322,9 +328,13 @@ def _fitting(widths: Sequence[int], slots: int | None, beside: Sequence[int] = (
     return len(widths)
 
 
-def _start(model, prompts, pad_id: int, prefix: Prefix | None, room: int, last: int = 1):
-    """The prompts read by the fastest forward pass that knows the model, with its logits behind the `last` tokens."""
-    decoder = Decoder.of(model)
+def _longest_first(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """The order in which a decoder reads prompts with the least padding."""
+    return sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
+
+
+def _start(model, decoder: Decoder | None, prompts, pad_id: int, prefix: Prefix | None, room: int, last: int):
+    """The prompts read, by `decoder` if it knows the model, with the logits behind the `last` tokens."""
     if prefix and decoder is None and _slides_within(model, max(map(len, prompts)) + room):
         prefix = None
     layout = _lay_out(prompts, pad_id, prefix, model.device)
@@ -363,6 +373,6 @@ def _slides_within(model, length: int) -> bool:
     return "sliding_attention" in kinds and window < length
 
 
-def _stopped(stop: Callable[[list[int]], bool], tokens, lengths, active) -> torch.Tensor:
-    rows = zip(tokens[:, : int(lengths.max())].tolist(), lengths.tolist(), active.tolist(), strict=True)
-    return torch.tensor([is_active and stop(row[:length]) for row, length, is_active in rows], device=tokens.device)
+def _stopped(stop: Callable[[int, list[int]], bool], rows, tokens, lengths, active) -> torch.Tensor:
+    table = zip(rows.tolist(), tokens[:, : int(lengths.max())].tolist(), lengths.tolist(), active.tolist(), strict=True)
+    return torch.tensor([on and stop(number, row[:length]) for number, row, length, on in table], device=rows.device)

@@ -8,12 +8,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from transformers import MistralConfig, MistralForCausalLM
 
-from hmx import cache, decoder
+from hmx import cache, decoder, decoding
 from hmx.decoder import Decoder
 from hmx.decoding import Decoding
 from hmx.lora import attach, bypass
 from hmx.precision import autocast
-from hmx.sampling import Prefix, generate, pad_left
+from hmx.sampling import Prefix, generate, last_logits, pad_left
 from tests import models
 
 VOCABULARY = 61
@@ -50,14 +50,14 @@ def worst_difference(model, lengths, steps: int = 7, shared: int = 0) -> float:
     ids, attention = pad_left(prompts, 0, CPU)
     keys_values = Prefix.of(model, prefix).keys_values if shared else None
     attention = torch.cat([attention.new_ones(len(prompts), shared), attention], dim=1)
-    decoding = Decoding(Decoder.of(model), ids, attention, keys_values, room=steps)
-    rows, worst, logits = [prefix + prompt for prompt in prompts], 0.0, decoding.logits[:, -1]
+    batch = Decoding(Decoder.of(model), ids, attention, keys_values, room=steps)
+    rows, worst, logits = [prefix + prompt for prompt in prompts], 0.0, batch.logits[:, -1]
     for t in range(steps + 1):
         expected = torch.stack([models.reference_logits(model, row)[-1] for row in rows])
         worst = max(worst, float((logits - expected).abs().max()))
         if t < steps:
             rows = [[*row, int(token)] for row, token in zip(rows, tokens[t], strict=True)]
-            logits = decoding.step(tokens[t])
+            logits = batch.step(tokens[t])
     return worst
 
 
@@ -95,7 +95,7 @@ def test_for_any_shape_of_model(data):
     config = {
         "num_attention_heads": groups * kv_heads,
         "num_key_value_heads": kv_heads,
-        "head_dim": data.draw(st.sampled_from([2, 6, 16])),
+        "head_dim": data.draw(st.sampled_from([4, 6, 16])),
         "hidden_size": groups * kv_heads * data.draw(st.sampled_from([5, 8])),
         "num_hidden_layers": data.draw(st.integers(1, 3)),
         "tie_word_embeddings": data.draw(st.booleans()),
@@ -111,8 +111,36 @@ def test_for_any_shape_of_model(data):
     model = build(name, **config)
     if data.draw(st.booleans()):
         adapt(model, data.draw(st.sampled_from([models.TARGETS, ("q_proj", "v_proj"), ("k_proj", "up_proj")])))
-    lengths = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3))
-    assert worst_difference(model, lengths, steps=3, shared=data.draw(st.sampled_from([0, 3]))) < 1e-5
+    lengths = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "WORTH", {"cpu": data.draw(st.sampled_from([1, 64]))})
+        assert worst_difference(model, lengths, steps=3, shared=data.draw(st.sampled_from([0, 3]))) < 1e-5
+
+
+@pytest.mark.parametrize("shared", [0, 5])
+@pytest.mark.parametrize("name", models.FAMILIES)
+def test_prompts_of_like_length_are_read_together_and_give_the_same_logits(name, shared, monkeypatch):
+    model, shapes = build(name), []
+    read = Decoder.read
+    monkeypatch.setattr(Decoder, "read", lambda self, ids, *rest: shapes.append(ids.shape) or read(self, ids, *rest))
+    lengths = [40, 39, 12, 11, 11, 2]
+    assert worst_difference(model, lengths, shared=shared) < 1e-5
+    assert shapes == [(2, 40), (4, 12)]
+    monkeypatch.setattr(decoding, "WORTH", {"cpu": 1})
+    assert worst_difference(model, lengths, shared=shared) < 1e-5
+    assert shapes[2:] == [(2, 40), (3, 12), (1, 2)]
+
+
+@pytest.mark.parametrize("shared", [0, 5])
+@pytest.mark.parametrize("name", models.FAMILIES)
+def test_only_the_last_tokens_are_read_to_the_top(name, shared):
+    model = build(name)
+    prefix, *prompts = models.random_prompts([shared, 9, 4, 3], VOCABULARY, seed=2)
+    found = last_logits(
+        model, [prefix + prompt for prompt in prompts[::-1]], 3, 0, Prefix.of(model, prefix) if shared else None
+    )
+    for prompt, logits in zip(prompts[::-1], found, strict=True):
+        assert torch.allclose(logits, models.reference_logits(model, prefix + prompt)[-3:], atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -182,14 +182,15 @@ def test_end_tokens_in_the_prompt_end_nothing():
 def test_stop_ends_a_row_and_is_asked_about_unfinished_rows_alone():
     asked = []
 
-    def stop(tokens):
-        asked.append(list(tokens))
+    def stop(row, tokens):
+        asked.append((row, list(tokens)))
         return tokens[-1] == 5
 
     result = sample(counting(), [[1], [4], [7]], end_ids=[9], max_new_tokens=5, stop=stop)
     assert result.rows() == [[2, 3, 4, 5], [5], [8, 9]]
     assert result.truncated.tolist() == [False, False, False]
-    assert asked == [[2], [5], [8], [2, 3], [8, 9], [2, 3, 4], [2, 3, 4, 5]]
+    first, then = [(0, [2]), (1, [5]), (2, [8])], [(0, [2, 3]), (2, [8, 9]), (0, [2, 3, 4]), (0, [2, 3, 4, 5])]
+    assert asked == first + then
 
 
 def test_generation_ends_with_its_last_row():

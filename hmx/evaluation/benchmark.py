@@ -85,8 +85,8 @@ class Subject:
     def reply(
         self,
         prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        stops: Sequence[str] = (),
+        max_new_tokens: int | Sequence[int],
+        stops: Sequence[Sequence[str]] | None = None,
         tick: Tick = lambda share: None,
     ) -> list[str]:
         """The greedy reply to each prompt, in the order of the prompts, without control tokens.
@@ -95,31 +95,37 @@ class Subject:
         have ended. What many prompts begin with, a task's few-shot examples, is run once.
 
         Args:
-            stops: a reply ends before the first of these strings.
+            max_new_tokens: the limit of all replies, or one for each.
+            stops: for each prompt the strings before the first of which its reply ends.
         """
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+        stops = [()] * len(prompts) if stops is None else stops
         replies: list[str] = [""] * len(prompts)
         done = 0
         for beginning, places in by_beginning(prompts):
             order = sorted(places, key=lambda place: (-len(prompts[place]), place))
+            ends = [stops[place] for place in order]
             completions = generate(
                 self.model,
                 [prompts[place] for place in order],
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=[limits[place] for place in order],
                 end_ids=end_of_turn_ids(self.model, self.tokenizer),
                 pad_id=pad_id(self.tokenizer),
                 temperature=0.0,
                 prefix=Prefix.of(self.model, beginning) if beginning else None,
-                stop=(lambda row: self._has_stop(row, stops)) if stops else None,
+                stop=(lambda row, tokens, ends=ends: self._has_stop(tokens, ends[row])) if any(ends) else None,
                 slots=self.tokens_at_once,
                 tick=lambda ended, before=done: tick((before + ended) / len(prompts)),
             )
             for place, row in zip(order, completions.rows(), strict=True):
-                replies[place] = _before(stops, decode(self.tokenizer, row))
+                replies[place] = _before(stops[place], decode(self.tokenizer, row))
             done += len(places)
         return replies
 
-    def _has_stop(self, row: Sequence[int], stops: Sequence[str]) -> bool:
-        tail = self.tokenizer.decode(row[-max(map(len, stops)) - 4 :], skip_special_tokens=True)
+    def _has_stop(self, reply: Sequence[int], stops: Sequence[str]) -> bool:
+        if not stops:
+            return False
+        tail = self.tokenizer.decode(reply[-max(map(len, stops)) - 4 :], skip_special_tokens=True)
         return any(stop in tail for stop in stops)
 
 

@@ -89,22 +89,20 @@ class SubjectLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The greedy reply to each request, up to its own stop strings and limit, without white space around it."""
-        alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
-        for place, request in enumerate(requests):
-            alike.setdefault(_greedy_limits(request), []).append(place)
-        replies = [""] * len(requests)
-        for (limit, stops), places in alike.items():
+        prompts, limits, stops = [], [], []
+        for request in requests:
+            limit, ends = _greedy_limits(request)
             room = self.subject.max_length - limit
             if room < 1:
                 raise UserError(
-                    f"The task {requests[places[0]].task_name} asks for {limit} new tokens, which leaves nothing of "
+                    f"The task {request.task_name} asks for {limit} new tokens, which leaves nothing of "
                     f"the model's {self.subject.max_length} for the prompt; use a model with a longer context."
                 )
-            prompts = [self._shortened(self.tok_encode(requests[place].args[0]), room) for place in places]
-            texts = self.subject.reply(prompts, limit, stops, tick=self._part(len(places)))
-            for place, text in zip(places, texts, strict=True):
-                replies[place] = text
-            self._done += len(places)
+            prompts.append(self._shortened(self.tok_encode(request.args[0]), room))
+            limits.append(limit)
+            stops.append(ends)
+        replies = self.subject.reply(prompts, limits, stops, tick=self._part(len(requests)))
+        self._done += len(requests)
         return replies
 
     # -- log-likelihoods -----------------------------------------------------------------------------------------------

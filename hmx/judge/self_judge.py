@@ -157,7 +157,7 @@ class SelfJudge:
             verdicts.append(Verdict(mean if total >= READABLE else None, text))
         return verdicts
 
-    def _settled(self, tokens: list[int]) -> bool:
+    def _settled(self, row: int, tokens: list[int]) -> bool:
         return score_is_settled(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _shared_prefix(self, prompts: list[list[int]]) -> Prefix | None:

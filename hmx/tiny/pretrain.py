@@ -4,8 +4,7 @@ Three things make it fast enough for a CPU:
 
 * All gradings begin with the same rubric, which is longer than what follows it. So the rubric is run once a step, and
   every grading of the batch attends to its keys and values, as if each had been run alone.
-* `hidden_states` is the forward pass of Qwen3 written for short rows: matrix products in BF16, all else in FP32, and no
-  padding mask, since padding stands behind. A test holds it to what `transformers` computes.
+* The forward pass is written for short rows, with matrix products in BF16 (`hmx.tiny.forward`).
 * Two processes each make their own batches and their own gradients, whose sum moves the weights that they share. How
   many processes there are belongs to the recipe: the weights do not depend on how many cores work on it.
 
@@ -32,6 +31,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
+from hmx.tiny.forward import States, hidden_states
 from hmx.tiny.rows import GARBLED, LABELS, WHOLE, Batch
 
 CONTEXT = 2048
@@ -71,105 +71,6 @@ def make_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalL
         return Qwen3ForCausalLM(config)
 
 
-@dataclass(frozen=True)
-class States:
-    """What the model thinks at each token."""
-
-    last: torch.Tensor
-    """[B, L, hidden], normalised, as the head reads them."""
-    probed: torch.Tensor
-    """[B, L, hidden] behind the last layer but one."""
-    keys_values: list[tuple[torch.Tensor, torch.Tensor]]
-    """Of each layer, the first row's, [KV heads, L, head dimension]."""
-
-
-def hidden_states(
-    model: Qwen3ForCausalLM, batch: Batch, prefix: list[int], dtype: torch.dtype = torch.bfloat16
-) -> States:
-    """The states of rows that stand behind `prefix`, which is run once, with gradients."""
-    before = _forward(model, torch.tensor([prefix]), [], dtype).keys_values if prefix else []
-    return _forward(model, batch.tokens, before, dtype)
-
-
-def _forward(
-    model: Qwen3ForCausalLM, tokens: torch.Tensor, prefix: list[tuple[torch.Tensor, torch.Tensor]], dtype: torch.dtype
-) -> States:
-    """Qwen3 on `tokens` [B, L], which follow the keys and values of `prefix`.
-
-    Nothing is masked but the future: padding stands behind, so no token that counts can see it.
-    """
-    config = model.config
-    groups, heads, dim = config.num_key_value_heads, config.num_attention_heads, config.head_dim
-    rows, length = tokens.shape
-    begin = prefix[0][0].shape[1] if prefix else 0
-    cos, sin = _rotation(begin, length, dim, config.rope_parameters["rope_theta"])
-    future = torch.ones(length, length, dtype=torch.bool).triu(1)
-    x = probed = model.model.embed_tokens(tokens)  # [B, L, hidden]
-    keys_values = []
-    for number, layer in enumerate(model.model.layers):
-        attention, mlp = layer.self_attn, layer.mlp
-        h = _norm(x, layer.input_layernorm.weight, config.rms_norm_eps).to(dtype)
-        weight = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]).to(dtype)
-        q, k, v = (h @ weight.T).view(rows, length, -1, dim).split([heads, groups, groups], dim=2)
-        q = _turn(_norm(q, attention.q_norm.weight * dim**-0.5, config.rms_norm_eps), cos, sin).to(dtype)
-        k = _turn(_norm(k, attention.k_norm.weight, config.rms_norm_eps), cos, sin).to(dtype)
-        # Query heads that share keys and values are stacked along the length: KV heads first, then rows.
-        q = q.view(rows, length, groups, -1, dim).permute(2, 0, 3, 1, 4).contiguous()  # [KV, B, heads / KV, L, dim]
-        k, v = (y.permute(2, 0, 1, 3).contiguous() for y in (k, v))  # [KV, B, L, dim]
-        keys_values.append((k[:, 0], v[:, 0]))
-        near = q.view(groups * rows, -1, dim) @ k.view(groups * rows, length, dim).mT
-        scores = near.view(groups, rows, -1, length, length).masked_fill(future, -torch.inf)
-        if prefix:
-            keys, values = prefix[number]
-            far = q.view(groups, -1, dim) @ keys.mT  # all rows at once: the prefix is the same for all
-            scores = torch.cat([far.view(groups, rows, -1, length, begin), scores], dim=-1)
-        shares = scores.softmax(-1)
-        out = shares[..., begin:].reshape(groups * rows, -1, length) @ v.view(groups * rows, length, dim)
-        if prefix:
-            out = out + (shares[..., :begin].reshape(groups, -1, begin) @ values).view_as(out)
-        out = out.view(groups, rows, -1, length, dim).permute(1, 3, 0, 2, 4).reshape(rows, length, heads * dim)
-        x = x + out @ attention.o_proj.weight.to(dtype).T
-        h = _norm(x, layer.post_attention_layernorm.weight, config.rms_norm_eps).to(dtype)
-        gate, up = (h @ torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).to(dtype).T).chunk(2, dim=-1)
-        x = x + (F.silu(gate) * up) @ mlp.down_proj.weight.to(dtype).T
-        if number == len(model.model.layers) - 2:
-            probed = x
-    return States(_norm(x, model.model.norm.weight, config.rms_norm_eps).to(dtype), probed, keys_values)
-
-
-def _rotation(begin: int, length: int, dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and signed sines of the rotary embedding, [L, 1, dim]."""
-    frequencies = theta ** (-torch.arange(0, dim, 2).float() / dim)
-    angles = torch.outer(torch.arange(begin, begin + length).float(), frequencies)[:, None]
-    return torch.cat([angles.cos(), angles.cos()], dim=-1), torch.cat([-angles.sin(), angles.sin()], dim=-1)
-
-
-def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
-
-
-class _RMSNorm(torch.autograd.Function):
-    """x / rms(x) * weight in FP32, with fewer passes over memory than autograd would make."""
-
-    @staticmethod
-    def forward(ctx, x, weight, eps):
-        x = x.float()
-        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
-        normal = x * scale
-        ctx.save_for_backward(normal, scale, weight)
-        return normal * weight
-
-    @staticmethod
-    def backward(ctx, grad):
-        normal, scale, weight = ctx.saved_tensors
-        grad_weight = (grad * normal).flatten(0, -2).sum(0)
-        grad = grad * weight
-        return torch.addcmul(grad, normal, (grad * normal).mean(-1, keepdim=True), value=-1) * scale, grad_weight, None
-
-
-_norm = _RMSNorm.apply
-
-
 def token_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> torch.Tensor:
     """Mean cross-entropy of the weighted tokens; logits are computed only where there is something to learn."""
     weights = batch.weights[:, 1:]
@@ -189,13 +90,13 @@ def reading_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> torch
 def grade_loss(model: Qwen3ForCausalLM, batch: Batch, states: States, grades: torch.Tensor) -> torch.Tensor:
     """Mean distance of the grades that the judge would draw from the true ones; `grades` [11] are their tokens.
 
-    The mean is a weighted one: true grades above 0 count `_MERCY` times. What brings it to its least is to be sure of
-    the median of what the grade may be. What is drawn beside the grades costs nothing here, only in `token_loss`; now
-    and then the judge does so.
+    The judge draws from the eleven grades alone here: else what it writes beside them would cost no distance, and it
+    would leave texts ungraded that it is not sure of. The mean is a weighted one: true grades above 0 count `_MERCY`
+    times. What brings it to its least is to be sure of the median of what the grade may be.
     """
     targets = batch.tokens[:, 1:]
     graded = (batch.weights[:, 1:] > 0) & torch.isin(targets, grades)
-    shares = _logits(model, states, graded).softmax(-1)[:, grades]
+    shares = _logits(model, states, graded)[:, grades].softmax(-1)
     truth = (targets[graded][:, None] == grades).int().argmax(-1, keepdim=True)
     distances = (shares * (torch.arange(len(grades)) - truth).abs()).sum(-1)
     counts = torch.where(truth[:, 0] > 0, _MERCY, 1.0)

@@ -289,7 +289,7 @@ def test_a_reply_ends_at_the_end_of_turn_or_a_stop_and_keeps_the_order_of_the_pr
     assert together == alone == few and shares[-1] == 1.0
     first = next(text for text in together if len(text) > 3)
     stop = first[2]
-    stopped = Subject(model, tokenizer).reply(prompts, 12, stops=[stop])
+    stopped = Subject(model, tokenizer).reply(prompts, 12, stops=[[stop]] * len(prompts))
     assert stopped == [text.split(stop)[0] for text in together]
 
 

@@ -212,7 +212,7 @@ def test_requests_of_different_kinds_come_back_in_their_order(qwen3):
     ours, _ = both(qwen3)
     context = [ours.apply_chat_template(user(text)) for text in QUESTIONS]
     mixed = [
-        request("generate_until", context[i % 3], {"until": "e", "max_gen_toks": 4 + i % 2, "do_sample": False})
+        request("generate_until", context[i % 3], {"until": "ae"[: i % 3], "max_gen_toks": 4 + i, "do_sample": False})
         for i in range(6)
     ]
     alone = [ours.generate_until([one])[0] for one in mixed]
@@ -225,7 +225,7 @@ def test_a_request_without_a_limit_gets_lm_evals(qwen3):
 
     class Asked(Subject):
         def reply(self, prompts, max_new_tokens, stops=(), tick=lambda share: None):
-            asked.append((max_new_tokens, stops))
+            asked.extend(zip(max_new_tokens, stops, strict=True))
             return ["" for _ in prompts]
 
     ours.subject = Asked(qwen3.model, qwen3.tokenizer, max_length=512)

@@ -94,8 +94,8 @@ def test_the_reply_may_stop_once_its_score_is_settled(scripted, family):
     def tokens(text):
         return family.tokenizer.encode(text, add_special_tokens=False)
 
-    assert stop(tokens("Score: 7\n")) and stop(tokens("Reason: x\nScore: 7\nM"))
-    assert not stop(tokens("Score: 7")) and not stop(tokens("7\n")) and not stop([])
+    assert stop(0, tokens("Score: 7\n")) and stop(0, tokens("Reason: x\nScore: 7\nM"))
+    assert not stop(0, tokens("Score: 7")) and not stop(0, tokens("7\n")) and not stop(0, [])
 
 
 def test_or_it_goes_on_to_the_reason(scripted):
