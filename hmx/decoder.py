@@ -3,8 +3,8 @@
 A model of two million parameters spends more of a decode step in the modelling code of transformers than in arithmetic.
 Here the same formulas read the modules' own weights directly: the matrices that share an input (q, k, v; gate, up) are
 multiplied as one, what does not depend on the token is computed once, and keys and values are written into buffers
-instead of being copied at every token. `Decoder.of` returns None for everything that it does not know to the letter,
-and the model's own forward pass is run instead.
+instead of being copied at every token. With gradients it is the adapters alone that get one. `Decoder.of` returns None
+for everything that it does not know to the letter, and the model's own forward pass is run instead.
 
 The tests hold the two against each other. They differ in the order of summation alone: by 1e-6 in FP32, and in half
 precision, whose kernels sum in an order that depends on the shapes, here and there by a last bit.
@@ -48,7 +48,7 @@ class Projection:
         if not adapters:
             return cls(weight, None, None, 0.0)
         dtype, scaling = weight.dtype, adapters[0].scaling
-        if dtype == torch.float32:
+        if dtype == torch.float32 and not torch.is_grad_enabled():
             return cls(_merged(weight, layers), None, None, 0.0)
         # In the base's dtype, to which autocast would cast A and B at every use.
         A = torch.cat([layer.lora_A for layer in adapters]).to(dtype)
@@ -179,7 +179,9 @@ class Decoder:
         for i, layer in enumerate(self.layers):
             asking = last if last and layer is self.layers[-1] else ids.shape[1]
             h = self._attention(i, layer, self._rms(x, layer.norm), cos, sin, biases[layer.window], cache, asking)
-            x = x[:, -asking:] + (h if layer.out_norm is None else self._rms(h, layer.out_norm))
+            if asking < ids.shape[1]:
+                x = x[:, -asking:]
+            x = x + (h if layer.out_norm is None else self._rms(h, layer.out_norm))
             gate, up = layer.gate_up(self._rms(x, layer.mlp_norm)).chunk(2, dim=-1)
             h = layer.down(layer.activation(gate) * up)
             x = x + (h if layer.down_norm is None else self._rms(h, layer.down_norm))
@@ -208,7 +210,9 @@ class Decoder:
             turned = self._rms(turned, layer.head_norm)
         turned = turned * cos + turned.roll(self.D // 2, dims=-1) * sin
         query, key = turned.transpose(1, 2).split_with_sizes((self.H, self.K), dim=1)  # [B, heads, Q, D]
-        query, bias, value = query[:, :, -asking:], bias[:, :, -asking:], value.transpose(1, 2)
+        value = value.transpose(1, 2)
+        if asking < Q:
+            query, bias = query[:, :, -asking:], bias[:, :, -asking:]
         if cache:
             key, value = cache.add(i, key, value)  # [B, K, S, D]
         # H / K query heads share a head of keys and values. One token is laid out as that many queries of the head;
@@ -254,7 +258,7 @@ def positions(attention: torch.Tensor) -> torch.Tensor:
 
 def _is_known(model) -> bool:
     """Whether every module is of the kinds that the code above reads, and nothing has been hung on any."""
-    if type(model) not in FAMILIES or torch.is_grad_enabled():  # stacked and merged weights carry no gradient
+    if type(model) not in FAMILIES:
         return False
     config = model.config
     if (
@@ -277,8 +281,13 @@ def _is_known(model) -> bool:
             return False
         if isinstance(module, nn.Dropout) and module.training and module.p > 0:
             return False
+        if torch.is_grad_enabled() and getattr(module, "gradient_checkpointing", False):
+            return False
         if not isinstance(module, LoRALinear):
-            dtypes.update(weight.dtype for weight in module._parameters.values() if weight is not None)
+            weights = [weight for weight in module._parameters.values() if weight is not None]
+            if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
+                return False  # the stacked weights carry no gradient
+            dtypes.update(weight.dtype for weight in weights)
     return len(dtypes) == 1
 
 

@@ -352,8 +352,23 @@ def test_what_is_unknown_falls_back(what):
         assert Decoder.of(model) is None
 
 
-def test_gradients_are_left_to_the_modules():
-    assert Decoder.of(build("qwen3")) is None
+def test_with_gradients_only_adapters_can_be_trained():
+    model = build("qwen3")
+    assert Decoder.of(model) is not None
+    model.model.norm.weight.requires_grad_(True)
+    assert Decoder.of(model) is None
+    with torch.no_grad():
+        assert Decoder.of(model) is not None
+
+
+def test_gradient_checkpointing_is_left_to_the_modules():
+    model = build("qwen3")
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    model.requires_grad_(False).disable_input_require_grads()
+    assert Decoder.of(model) is None
+    with torch.no_grad():
+        assert Decoder.of(model) is not None
 
 
 @pytest.mark.parametrize("what", ["another family", "a hook", "a replaced forward", "a replaced module", "biases"])

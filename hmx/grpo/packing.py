@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hmx.decoder import FAMILIES, positions
+from hmx.decoder import FAMILIES, Decoder, positions
 
 LONGEST = 4096
 """N up to which packing pays: the mask has N² entries, and scores between the rows are computed to be thrown away."""
@@ -76,7 +76,19 @@ class Packed:
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)[None, None]
 
     def hidden(self, model) -> torch.Tensor:
-        """The last hidden states [M, hidden] that predict the completion tokens, by the model's own forward pass."""
+        """The last hidden states [M, hidden] that predict the completion tokens."""
+        # A look-up as in an embedding: its backward pass adds up, in an order that does not vary, what the first
+        # tokens of several completions send to the one last token of their prompt.
+        return torch.nn.functional.embedding(self.predicting, self._all_hidden(model))
+
+    def _all_hidden(self, model) -> torch.Tensor:
+        """The last hidden states [N, hidden]: on a CPU by the decoder, which is quicker there; elsewhere by the model's
+        own forward pass, whose activations `hmx.plan` counts.
+        """
+        if model.device.type == "cpu" and (decoder := Decoder.of(model)):
+            rope = decoder.rope_table(int(self.positions.max()) + 1)[self.positions]
+            biases = {window: self.bias(window, decoder.dtype) for window in decoder.windows}
+            return decoder.hidden(self.ids[None], rope[None], biases, None)[0]
         dtype, kinds = model.get_input_embeddings().weight.dtype, getattr(model.config, "layer_types", None)
         windows = {"full_attention": None, "sliding_attention": getattr(model.config, "sliding_window", None)}
         bias = {kind: self.bias(windows[kind], dtype) for kind in set(kinds or ["full_attention"])}
@@ -86,9 +98,7 @@ class Packed:
             attention_mask=bias if kinds else bias["full_attention"],
             use_cache=False,
         )
-        # A look-up as in an embedding: its backward pass adds up, in an order that does not vary, what the first
-        # tokens of several completions send to the one last token of their prompt.
-        return torch.nn.functional.embedding(self.predicting, output.last_hidden_state[0])
+        return output.last_hidden_state[0]
 
 
 def packable(model, tokens: int) -> bool:

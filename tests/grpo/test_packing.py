@@ -5,6 +5,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from hmx import decoder
 from hmx.grpo import packing
 from hmx.grpo.logprobs import token_logprobs
 from hmx.grpo.packing import Packed, packable
@@ -74,10 +75,11 @@ completions = st.lists(st.integers(0, 9), min_size=1, max_size=5)
 structures = st.lists(st.tuples(st.integers(1, 9), completions), min_size=1, max_size=4)
 
 
+@pytest.mark.parametrize("written_out", [True, False])
 @pytest.mark.parametrize("name", models.FAMILIES)
 @given(groups=structures, seed=st.integers(0, 9), padding=st.integers(0, 2), window=st.integers(1, 12))
-@settings(max_examples=25, phases=[Phase.generate])
-def test_values_and_gradients_are_those_of_the_rectangle(name, groups, seed, padding, window):
+@settings(max_examples=20, phases=[Phase.generate])
+def test_values_and_gradients_are_those_of_the_rectangle(name, written_out, groups, seed, padding, window):
     ids, attention, T = rectangle(groups, seed, left=padding, right=1)
     model = models.build_model(name, **({"sliding_window": window} if name == "gemma2" else {}))
     attach(model, 2, 4.0, models.TARGETS)
@@ -87,10 +89,12 @@ def test_values_and_gradients_are_those_of_the_rectangle(name, groups, seed, pad
     for longest in (packing.LONGEST, 0):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(packing, "LONGEST", longest)
+            patch.setattr(decoder, "enabled", written_out)
             values = token_logprobs(model, ids, attention, T, 0.8, chunk=7)
         results.append((values.detach(), *torch.autograd.grad((values * weights).sum(), adapter_parameters(model))))
+    largest = max(float(padded.abs().max()) for padded in results[1])
     for packed, padded in zip(*results, strict=True):
-        torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(packed, padded, rtol=1e-4, atol=5e-6 * largest)
 
 
 @pytest.mark.parametrize("name", models.FAMILIES)
@@ -110,7 +114,8 @@ def test_what_is_too_long_or_not_known_is_left_as_a_rectangle():
 
 
 @pytest.mark.parametrize("name", models.FAMILIES)
-def test_gradient_checkpointing_computes_the_same(name):
+def test_gradient_checkpointing_computes_the_same(name, monkeypatch):
+    monkeypatch.setattr(decoder, "enabled", False)  # with checkpointing it is the modules that compute
     ids, attention, T = rectangle(GROUPS)
     gradients = []
     for checkpointing in (False, True):
