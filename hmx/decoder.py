@@ -25,6 +25,7 @@ from hmx.cache import Beneath, Cache
 from hmx.lora.layer import LoRALinear
 
 FAMILIES = (Qwen3ForCausalLM, LlamaForCausalLM, Gemma2ForCausalLM)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 enabled = True
 """Tests and benchmarks switch this off to run every model's own forward pass."""
 
@@ -275,13 +276,13 @@ def _is_known(model) -> bool:
         if home not in (type(model).__module__, LoRALinear.__module__, "transformers.activations"):
             if not home.startswith("torch.nn.modules."):
                 return False  # quantised, parametrized, another library's adapter …
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module):
+        if any(getattr(module, hooks) for hooks in _HOOKS) or "forward" in vars(module):
             return False
         if isinstance(module, nn.Linear) and module.bias is not None:
             return False
         if isinstance(module, nn.Dropout) and module.training and module.p > 0:
             return False
-        if torch.is_grad_enabled() and getattr(module, "gradient_checkpointing", False):
+        if module.training and getattr(module, "gradient_checkpointing", False):
             return False
         if not isinstance(module, LoRALinear):
             weights = [weight for weight in module._parameters.values() if weight is not None]

@@ -76,7 +76,8 @@ def estimate(config: Config, prompt: int, completion: int, evaluated: int = 0) -
     """What `config` needs when its prompts have `prompt` tokens, its answers `completion`, and an evaluation
     `evaluated` rows.
 
-    The activations are not a formula: the model is run without numbers, and what autograd would keep is added up.
+    The activations are not a formula: the model is run without numbers, and what autograd would keep is added up. It is
+    run as on a GPU; what a CPU runs instead (`hmx.decoder`) keeps somewhat more.
     """
     shapes, grpo = architecture(config.model.path), config.grpo
     require_room(shapes, config.model.path, config.sampling.max_sequence_length)

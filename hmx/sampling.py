@@ -118,9 +118,9 @@ def generate(
         stop: called with the number and the tokens of each unfinished row; True ends that row.
         guess: tokens with which replies at temperature 0 are expected to begin. They are read with the prompt, which
             costs less than a step for each, and checked: a row that would begin otherwise comes back empty.
-        slots: how many slots of the KV cache may be used at once, a row taking as many as the longest of its batch
-            needs. Prompts that do not fit wait, in their order, and take the places of rows that have ended. Only for
-            one completion a prompt.
+        slots: how many slots of the KV cache may be used at once, a row taking as many as the longest prompt of its
+            batch has and the most tokens that any of its rows may still get. Prompts that do not fit wait, in their
+            order, and take the places of rows that have ended. Only for one completion a prompt.
         tick: called with how many rows have ended, whenever it is a good part of those that are computed.
     """
     if not prompts or not all(prompts):
@@ -147,7 +147,7 @@ def generate(
     ended = torch.zeros(rows, dtype=torch.bool, device=device)  # by its own end-of-turn token or by `stop`
     finite = torch.ones((), dtype=torch.bool, device=device)
     limit = torch.tensor(limits, device=device).repeat_interleave(repeats)  # [B]
-    widths = [len(prompt) + most for prompt, most in zip(prompts, limits, strict=True)]
+    sizes = [(len(prompt), most) for prompt, most in zip(prompts, limits, strict=True)]
     poll = 1 if device.type == "cpu" else 16  # asking a GPU whether all rows have ended makes it wait for us
 
     def begin(count: int) -> _Batch:
@@ -166,7 +166,7 @@ def generate(
     begun = room = 0  # how many prompts were begun, and the most tokens that any row of the batch can still get
     with autocast(model):
         decoder = Decoder.of(model)
-        batch = begin(_fitting(widths, slots))
+        batch = begin(_fitting(sizes, slots))
         for t in itertools.count():
             row, place, logits, active = batch.rows, batch.place, batch.logits, batch.active
             if temperature > 0:
@@ -194,7 +194,9 @@ def generate(
             if tick is not None:
                 tick(begun * repeats - left)
             kept = batch.active.nonzero().squeeze(1)
-            more = _fitting(widths[begun:], slots, [widths[one // repeats] for one in row[kept].tolist()])
+            done = zip(row[kept].tolist(), batch.place[kept].tolist(), strict=True)
+            beside = [(len(prompts[one // repeats]) + t, limits[one // repeats] - t) for one, t in done]
+            more = _fitting(sizes[begun:], slots, beside)
             if left:
                 batch.keep(kept)
                 batch.step(token[kept])
@@ -312,20 +314,26 @@ class _Batch:
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
 
 
-def _fitting(widths: Sequence[int], slots: int | None, beside: Sequence[int] = ()) -> int:
-    """How many rows that need so many slots fit beside others, in their order; one at least if there are no others.
+def _fitting(waiting: Sequence[tuple[int, int]], slots: int | None, beside: Sequence[tuple[int, int]] = ()) -> int:
+    """How many of the rows that wait fit beside others, in their order; one at least if there are no others.
 
-    >>> _fitting([5, 5, 3, 3], 14), _fitting([3, 3], 14, beside=[5]), _fitting([20], 14), _fitting([20], 14, beside=[5])
-    (2, 1, 1, 0)
+    A row is the tokens that it has and those that it may still get. All rows of a batch write to the same slot next, so
+    each takes the most of the one and the most of the other.
+
+    >>> _fitting([(3, 2), (3, 2), (1, 2)], 12), _fitting([(1, 2), (1, 2)], 12, beside=[(3, 2)])
+    (2, 1)
+    >>> _fitting([(9, 1), (1, 9)], 20), _fitting([(20, 1)], 12), _fitting([(20, 1)], 12, beside=[(3, 2)])
+    (1, 1, 0)
     """
     if slots is None:
-        return len(widths)
-    widest, rows = max(beside, default=0), len(beside)
-    for place, width in enumerate(widths):
-        widest, rows = max(widest, width), rows + 1
-        if rows > 1 and rows * widest > slots:
+        return len(waiting)
+    rows = len(beside)
+    longest, most = (max((size[i] for size in beside), default=0) for i in range(2))
+    for place, (tokens, limit) in enumerate(waiting):
+        rows, longest, most = rows + 1, max(longest, tokens), max(most, limit)
+        if rows > 1 and rows * (longest + most) > slots:
             return place
-    return len(widths)
+    return len(waiting)
 
 
 def _longest_first(prompts: Sequence[Sequence[int]]) -> list[int]:

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from transformers import MistralConfig, MistralForCausalLM
@@ -277,16 +277,35 @@ def test_rows_that_wait_for_slots_equal_rows_together(family, temperature, share
 
 
 def test_rows_that_wait_take_the_places_of_rows_that_ended(monkeypatch):
-    """Four rows at once; of eight, whose replies have 1 or 12 tokens, the short ones make room while the long go on."""
+    """Of eight replies, of 1 or 12 tokens, not quite five have room: the short ones make it while the long go on."""
     model = models.build_model("qwen3")
     steps = []
     monkeypatch.setattr(
         Decoding, "step", lambda self, token, step=Decoding.step: steps.append(len(token)) or step(self, token)
     )
-    sample(model, models.random_prompts([4] * 8, 61), max_new_tokens=[12, 1, 1, 12, 12, 1, 1, 12], slots=4 * 16)
+    sample(model, models.random_prompts([4] * 8, 61), max_new_tokens=[12, 1, 1, 12, 12, 1, 1, 12], slots=5 * 16 - 1)
     assert max(steps) == 4
     assert sum(steps) <= 4 * 11 + 8  # the rows' own steps, and few for rows that had ended
     assert len(steps) == 3 + 11  # the last to begin is one of the long rows; without joining there are twice eleven
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=12),
+    slots=st.integers(1, 400),
+)
+@settings(max_examples=25, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_more_slots_are_used_than_may_be(rows, slots, monkeypatch):
+    model, used = models.build_model("qwen3"), []
+
+    def step(self, token, step=Decoding.step):
+        used.append(len(token) * (self.cache.length + 1))
+        return step(self, token)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoding, "step", step)
+        prompts = models.random_prompts([length for length, _ in rows], 61)
+        sample(model, prompts, max_new_tokens=[limit for _, limit in rows], end_ids=range(0, 61, 20), slots=slots)
+    assert max(used, default=0) <= max(slots, *(length + limit for length, limit in rows))
 
 
 def test_without_a_way_to_join_waiting_rows_begin_when_all_have_ended():

@@ -13,18 +13,35 @@ FEW = 32
 def by_beginning(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], list[int]]]:
     """The prompts in groups, each as the tokens with which all of the group begin and go on after, and their places.
 
-    Those that share no long beginning with many others are one group, which begins with no tokens.
+    Those that share no long beginning with many others are one group, which begins with no tokens. Where many of those
+    that begin alike share much more, two tasks with one system prompt and few-shot examples of their own, each such
+    part is a group.
     """
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        groups.setdefault(tuple(prompt[:LEAST]) if len(prompt) > LEAST else (), []).append(place)
-    rest = groups.pop((), [])
-    for places in groups.values():
-        alike = {tuple(prompts[place]) for place in places}
-        if len(alike) < FEW:
-            rest += places
-            continue
-        shared = min(common(min(alike), max(alike)), min(map(len, alike)) - 1)
-        yield list(prompts[places[0]][:shared]), places
+    rest: list[int] = []
+    yield from _groups(prompts, range(len(prompts)), 0, rest)
     if rest:
         yield [], sorted(rest)
+
+
+def _groups(
+    prompts: Sequence[Sequence[int]], places: Sequence[int], known: int, rest: list[int]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """The groups among `places`, whose prompts have their first `known` tokens in common; what is in none joins
+    `rest`.
+    """
+    parts: dict[tuple[int, ...], list[int]] = {}
+    for place in places:
+        further = tuple(prompts[place][known : known + LEAST])
+        parts.setdefault(further if len(prompts[place]) > known + LEAST else (), []).append(place)
+    single = parts.pop((), [])
+    for part in parts.values():
+        alike = {tuple(prompts[place]) for place in part}
+        if len(alike) < FEW:
+            single += part
+            continue
+        shared = min(common(min(alike), max(alike)), min(map(len, alike)) - 1)
+        yield from _groups(prompts, part, shared, rest)
+    if known and len({tuple(prompts[place]) for place in single}) >= FEW:
+        yield list(prompts[single[0]][:known]), sorted(single)
+    else:
+        rest += single

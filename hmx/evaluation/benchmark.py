@@ -91,8 +91,8 @@ class Subject:
     ) -> list[str]:
         """The greedy reply to each prompt, in the order of the prompts, without control tokens.
 
-        The longest are begun first, so that what does not fit the memory shows at the start; the others wait until some
-        have ended. What many prompts begin with, a task's few-shot examples, is run once.
+        Those that may become the longest are begun first, so that what does not fit the memory shows at the start; the
+        others wait until some have ended. What many prompts begin with, a task's few-shot examples, is run once.
 
         Args:
             max_new_tokens: the limit of all replies, or one for each.
@@ -103,7 +103,7 @@ class Subject:
         replies: list[str] = [""] * len(prompts)
         done = 0
         for beginning, places in by_beginning(prompts):
-            order = sorted(places, key=lambda place: (-len(prompts[place]), place))
+            order = sorted(places, key=lambda place: (-len(prompts[place]) - limits[place], place))
             ends = [stops[place] for place in order]
             completions = generate(
                 self.model,

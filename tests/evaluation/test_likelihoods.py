@@ -72,6 +72,16 @@ def test_prompts_are_grouped_by_what_many_begin_with(monkeypatch):
     assert sorted(by_beginning(prompts)) == [([], [2, 4]), ([1, 2, 3], [0, 1, 3, 5])]
 
 
+def test_tasks_that_share_a_system_prompt_keep_their_own_examples(monkeypatch):
+    monkeypatch.setattr(beginnings, "LEAST", 2)
+    monkeypatch.setattr(beginnings, "FEW", 3)
+    system, one, other = [1, 2, 3], [4, 4, 4, 4], [5, 5, 5]
+    prompts = [system + examples + [10 + i] for i in range(3) for examples in (one, other)] + [[*system, 9, 9, 9]]
+    assert sorted(by_beginning(prompts)) == [([], [6]), (system + one, [0, 2, 4]), (system + other, [1, 3, 5])]
+    prompts += [[*system, 6, 7, 8], [*system, 7, 7, 7]]
+    assert (system, [6, 7, 8]) in list(by_beginning(prompts))
+
+
 def test_progress_reaches_the_whole():
     seen = []
     likelihoods(subject("qwen3", tokens_at_once=1), [([1], [2]), ([30], [4, 5])], seen.append)

@@ -6,6 +6,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from hmx import decoder
+from hmx.decoder import Decoder
 from hmx.grpo import packing
 from hmx.grpo.logprobs import token_logprobs
 from hmx.grpo.packing import Packed, packable
@@ -77,19 +78,27 @@ structures = st.lists(st.tuples(st.integers(1, 9), completions), min_size=1, max
 
 @pytest.mark.parametrize("written_out", [True, False])
 @pytest.mark.parametrize("name", models.FAMILIES)
-@given(groups=structures, seed=st.integers(0, 9), padding=st.integers(0, 2), window=st.integers(1, 12))
+@given(
+    groups=structures,
+    seed=st.integers(0, 9),
+    padding=st.integers(0, 2),
+    window=st.integers(1, 12),
+    targets=st.sampled_from([models.TARGETS, ("q_proj", "v_proj"), ("k_proj", "up_proj", "o_proj")]),
+)
 @settings(max_examples=20, phases=[Phase.generate])
-def test_values_and_gradients_are_those_of_the_rectangle(name, written_out, groups, seed, padding, window):
+def test_values_and_gradients_are_those_of_the_rectangle(name, written_out, groups, seed, padding, window, targets):
     ids, attention, T = rectangle(groups, seed, left=padding, right=1)
     model = models.build_model(name, **({"sliding_window": window} if name == "gemma2" else {}))
-    attach(model, 2, 4.0, models.TARGETS)
+    attach(model, 2, 4.0, targets)
     models.fill_adapters(model)
+    model.train()
     weights = torch.randn(len(ids), T, generator=torch.Generator().manual_seed(seed))
     results = []
     for longest in (packing.LONGEST, 0):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(packing, "LONGEST", longest)
             patch.setattr(decoder, "enabled", written_out)
+            assert (Decoder.of(model) is not None) == written_out
             values = token_logprobs(model, ids, attention, T, 0.8, chunk=7)
         results.append((values.detach(), *torch.autograd.grad((values * weights).sum(), adapter_parameters(model))))
     largest = max(float(padded.abs().max()) for padded in results[1])
@@ -115,7 +124,7 @@ def test_what_is_too_long_or_not_known_is_left_as_a_rectangle():
 
 @pytest.mark.parametrize("name", models.FAMILIES)
 def test_gradient_checkpointing_computes_the_same(name, monkeypatch):
-    monkeypatch.setattr(decoder, "enabled", False)  # with checkpointing it is the modules that compute
+    monkeypatch.setattr(decoder, "enabled", False)  # where checkpointing is on, the modules compute
     ids, attention, T = rectangle(GROUPS)
     gradients = []
     for checkpointing in (False, True):
