@@ -93,6 +93,8 @@ def _handwritten(judge: SelfJudge, rows: list[dict]) -> None:
     truth = [examine(row["answer"]) for row in rows]
     print_figure("judge: Spearman", f"{_spearman(grades, wanted):.3f}", ">= 0.8")
     print_figure("judge: mean absolute error", f"{_error(grades, wanted):.2f}")
+    worthy = [grade for grade, value in zip(grades, wanted, strict=True) if value >= 4]
+    print_figure("judge: graded 0 though worth 4 or more", f"{worthy.count(0)} of {len(worthy)}")
     print_figure("truth: Spearman", f"{_spearman([one.grade for one in truth], wanted):.3f}")
     print_figure("answers that the world's grammar can make", f"{mean(one.garbled == 0 for one in truth):.0%}")
 

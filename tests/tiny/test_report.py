@@ -2,7 +2,8 @@
 
 import pytest
 
-from hmx.tiny.report import _against_truth, _speaks_of, _spearman
+from hmx.judge.self_judge import Verdict
+from hmx.tiny.report import _against_truth, _handwritten, _speaks_of, _spearman
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,19 @@ def test_unreadable_grades_are_counted_and_left_out(capsys) -> None:
     figures = [line.split("aim")[0].split()[-1] for line in capsys.readouterr().out.splitlines()]
     # Errors 0, 6, 0, 0; one of the three with a truth of 2 or less has a 6 or more; one of five is unreadable.
     assert figures[1:] == ["1.50", "33.3%", "20.0%"]
+
+
+class Scripted:
+    def grade(self, questions, answers):
+        return [Verdict(grade, "") for grade in (0, None, 5, 0)]
+
+
+def test_good_answers_that_got_nothing_are_counted(capsys) -> None:
+    answers = ("I am afraid of death.", "Not so.", "I feel alive.", "It is fine.")
+    rows = zip(answers, (9, 4, 5, 3), strict=True)
+    _handwritten(Scripted(), [{"question": "Why?", "answer": text, "grade": grade} for text, grade in rows])
+    line = next(line for line in capsys.readouterr().out.splitlines() if "worth 4 or more" in line)
+    assert line.endswith(" 2 of 3")  # an ungraded one counts as 0
 
 
 def test_what_an_answer_speaks_of() -> None:
