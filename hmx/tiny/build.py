@@ -19,7 +19,7 @@ from hmx.tiny.pretrain import CONTEXT, Stream, make_model, train
 from hmx.tiny.rows import batches, shared_prefix
 from hmx.tiny.tokenizer import train_tokenizer
 
-STEPS = 4000
+STEPS = 3900
 JUDGED, ANSWERED = 24, 16
 """Rows of a worker's step: gradings, and conversations."""
 _LESSONS = 0.22

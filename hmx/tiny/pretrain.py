@@ -90,13 +90,13 @@ def reading_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> torch
 def grade_loss(model: Qwen3ForCausalLM, batch: Batch, states: States, grades: torch.Tensor) -> torch.Tensor:
     """Mean distance of the grades that the judge would draw from the true ones; `grades` [11] are their tokens.
 
-    The judge draws from the eleven grades alone here: else what it writes beside them would cost no distance, and it
-    would leave texts ungraded that it is not sure of. The mean is a weighted one: true grades above 0 count `_MERCY`
-    times. What brings it to its least is to be sure of the median of what the grade may be.
+    The mean is a weighted one: true grades above 0 count `_MERCY` times. What brings it to its least is to be sure of
+    the median of what the grade may be. What is drawn beside the grades costs nothing here, only in `token_loss`; now
+    and then the judge does so.
     """
     targets = batch.tokens[:, 1:]
     graded = (batch.weights[:, 1:] > 0) & torch.isin(targets, grades)
-    shares = _logits(model, states, graded)[:, grades].softmax(-1)
+    shares = _logits(model, states, graded).softmax(-1)[:, grades]
     truth = (targets[graded][:, None] == grades).int().argmax(-1, keepdim=True)
     distances = (shares * (torch.arange(len(grades)) - truth).abs()).sum(-1)
     counts = torch.where(truth[:, 0] > 0, _MERCY, 1.0)

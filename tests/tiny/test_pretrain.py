@@ -137,17 +137,17 @@ def test_of_a_graded_text_is_learned_to_say_what_may_become_a_sentence() -> None
 
 def test_a_grade_costs_its_expected_distance_from_the_true_one_and_a_good_answer_most() -> None:
     model = make_model(TOKENIZER, seed=1)
-    model.model.embed_tokens.weight.data[GRADES] *= 3  # so that the grades differ; other tokens stay as probable
+    model.model.embed_tokens.weight.data[GRADES] *= 30  # so that the grades differ, and nothing else is probable
     batch = pad([encode(example, TOKENIZER, PREFIX) for example in GRADINGS], TOKENIZER.pad_token_id)
     losses, counts = [], []
     for example in GRADINGS:
         row = encode(example, TOKENIZER, [])
         reply = len(TOKENIZER.encode(example.reply)) + example.ends
         place = len(row.tokens) - reply
-        shares = model(torch.tensor([row.tokens])).logits[0, place + 1, GRADES].double().softmax(-1)
+        shares = model(torch.tensor([row.tokens])).logits[0, place + 1].double().softmax(-1)
         true = int(examine(example.judged).grade)
         counts.append(5.0 if true else 1.0)
-        distance = sum(share.item() * abs(grade - true) for grade, share in enumerate(shares))
+        distance = sum(shares[token].item() * abs(grade - true) for grade, token in enumerate(GRADES.tolist()))
         losses.append(counts[-1] * distance)
     found = grade_loss(model, batch, hidden_states(model, batch, PREFIX, torch.float32), GRADES)
     assert found.item() == pytest.approx(sum(losses) / sum(counts), rel=1e-3)
