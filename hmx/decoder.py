@@ -101,7 +101,9 @@ class Decoder:
 
     @classmethod
     def of(cls, model) -> "Decoder | None":
-        """The decoder of `model` with its adapter as it is now, or None if the model has anything unknown here."""
+        """The decoder of `model` with its adapter as it is now. None if the model has anything unknown here, would
+        checkpoint activations, or (with gradients) trains more than adapters.
+        """
         return cls(model) if enabled and _is_known(model) else None
 
     def read(

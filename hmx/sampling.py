@@ -194,8 +194,8 @@ def generate(
             if tick is not None:
                 tick(begun * repeats - left)
             kept = batch.active.nonzero().squeeze(1)
-            done = zip(row[kept].tolist(), batch.place[kept].tolist(), strict=True)
-            beside = [(len(prompts[one // repeats]) + t, limits[one // repeats] - t) for one, t in done]
+            going = zip(row[kept].tolist(), batch.place[kept].tolist(), strict=True)
+            beside = [(len(prompts[one // repeats]) + got, limits[one // repeats] - got) for one, got in going]
             more = _fitting(sizes[begun:], slots, beside)
             if left:
                 batch.keep(kept)

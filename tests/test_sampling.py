@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from transformers import MistralConfig, MistralForCausalLM
@@ -293,15 +293,15 @@ def test_rows_that_wait_take_the_places_of_rows_that_ended(monkeypatch):
     rows=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=12),
     slots=st.integers(1, 400),
 )
-@settings(max_examples=25, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_more_slots_are_used_than_may_be(rows, slots, monkeypatch):
+@settings(max_examples=25, phases=[Phase.generate])
+def test_no_more_slots_are_used_than_may_be(rows, slots):
     model, used = models.build_model("qwen3"), []
 
     def step(self, token, step=Decoding.step):
         used.append(len(token) * (self.cache.length + 1))
         return step(self, token)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Decoding, "step", step)
         prompts = models.random_prompts([length for length, _ in rows], 61)
         sample(model, prompts, max_new_tokens=[limit for _, limit in rows], end_ids=range(0, 61, 20), slots=slots)

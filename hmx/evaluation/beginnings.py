@@ -41,7 +41,7 @@ def _groups(
             continue
         shared = min(common(min(alike), max(alike)), min(map(len, alike)) - 1)
         yield from _groups(prompts, part, shared, rest)
-    if known and len({tuple(prompts[place]) for place in single}) >= FEW:
+    if known and (len(single) == len(places) or len({tuple(prompts[place]) for place in single}) >= FEW):
         yield list(prompts[single[0]][:known]), sorted(single)
     else:
         rest += single

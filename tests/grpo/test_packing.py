@@ -132,8 +132,7 @@ def test_gradient_checkpointing_computes_the_same(name, monkeypatch):
         attach(model, 2, 4.0, models.TARGETS, generator=torch.Generator().manual_seed(3))
         models.fill_adapters(model)
         if checkpointing:
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+            models.checkpoint(model)
             model.train()
         values = token_logprobs(model, ids, attention, T)
         gradients.append(torch.autograd.grad(values.sum(), adapter_parameters(model)))
