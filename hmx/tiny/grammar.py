@@ -85,8 +85,8 @@ class _Node:
     words: dict[str, "_Node"] = field(default_factory=dict)
     slots: dict[Slot, "_Node"] = field(default_factory=dict)
     complete: list[Alternative] = field(default_factory=list)
-    ways: dict[str | None, list[tuple[Slot, "_Node"]]] = field(default_factory=dict)
-    """Of each word met here, the slots whose phrases may begin with it."""
+    ways: dict[str | None, list[tuple[str, bool, "_Node"]]] = field(default_factory=dict)
+    """Of each word met here, the slots whose phrases may begin with it: list, whether it counts, and what follows."""
 
     @classmethod
     def of(cls, options: list[Alternative]) -> "_Node":
@@ -122,7 +122,8 @@ class Talk:
 class _Reading:
     """What is known so far of a sentence that is being recognised."""
 
-    words: tuple[str, ...]
+    words: tuple[str | None, ...]
+    """None stands behind the last."""
     memo: dict[tuple[str, int], dict[int, int]] = field(default_factory=dict)
     furthest: int = 0
 
@@ -216,14 +217,12 @@ class Grammar:
 
     def parse(self, words: list[str] | tuple[str, ...], name: str = "sentence") -> tuple[int | None, int]:
         """The strength that `recognise` gives, and how many of the words can begin a phrase of the list `name`."""
-        reading = _Reading(tuple(words))
+        reading = _Reading((*words, None))
         return self._match(name, 0, reading).get(len(words)), reading.furthest
 
     def _match(self, name: str, start: int, reading: "_Reading") -> dict[int, int]:
         """Where a phrase of `name` that begins at `start` can end, each end with the greatest strength."""
         words, memo = reading.words, reading.memo
-        if (name, start) in memo:
-            return memo[name, start]
         if name not in self._tries:
             self._tries[name] = _Node.of(self.lists[name])
         found: dict[int, int] = {}
@@ -231,19 +230,33 @@ class Grammar:
         while open_ends:
             node, end, strength = open_ends.pop()
             # Whoever is here has come from the beginning of the sentence by rules that can all be completed.
-            reading.furthest = max(reading.furthest, end)
-            word = words[end] if end < len(words) else None
+            if end > reading.furthest:
+                reading.furthest = end
             for option in node.complete:
-                found[end] = max(found.get(end, -TOP), self._clip(name, option.total(strength)))
+                total = option.total(strength)
+                if total > found.get(end, -TOP - 1):
+                    found[end] = total
+            word = words[end]
             if word in node.words:
                 open_ends.append((node.words[word], end + 1, strength))
-            if word not in node.ways:
-                node.ways[word] = [way for way in node.slots.items() if self._starts(way[0].name) & {word, None}]
-            for slot, further in node.ways[word]:
-                for later, value in self._match(slot.name, end, reading).items():
-                    open_ends.append((further, later, strength + value * slot.counts))
-        memo[name, start] = found
+            ways = node.ways.get(word)
+            if ways is None:
+                ways = node.ways[word] = self._ways(node, word)
+            for inner, counts, further in ways:
+                ends = memo.get((inner, end))
+                if ends is None:
+                    ends = self._match(inner, end, reading)
+                for later, value in ends.items():
+                    open_ends.append((further, later, strength + value if counts else strength))
+        memo[name, start] = found = {end: self._clip(name, strength) for end, strength in found.items()}
         return found
+
+    def _ways(self, node: _Node, word: str | None) -> list[tuple[str, bool, _Node]]:
+        return [
+            (slot.name, slot.counts, further)
+            for slot, further in node.slots.items()
+            if self._starts(slot.name) & {word, None}
+        ]
 
     def _choice(self, braces: re.Match) -> str:
         """The slot that stands for {one/of/these}, a list without strength and without a name in the file."""

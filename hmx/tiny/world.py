@@ -143,7 +143,10 @@ def normalise(sentence: str) -> tuple[str, ...]:
 
 def _marks(sentence: str) -> list[tuple[int, list[str]]]:
     """The words and signs of a sentence: where each ends, and the words in the grammar's form that it stands for."""
-    plain = "".join(sign if len(sign.lower()) > 1 else sign.lower() for sign in sentence).replace("\u2019", "'")
+    plain = sentence.lower()
+    if len(plain) != len(sentence):  # some signs become two
+        plain = "".join(sign if len(sign.lower()) > 1 else sign.lower() for sign in sentence)
+    plain = plain.replace("\u2019", "'")
     found = list(_WORD.finditer(re.sub(r"[.!]\s*$", "", plain)))
     return [(mark.end(), [] if _is_comma(found, place) else _expand(mark.group())) for place, mark in enumerate(found)]
 
@@ -161,6 +164,8 @@ def spell(words: list[str], rng: random.Random, contract: float = 0.0, exclaim: 
     """Write a sentence as people do, with contractions and an exclamation mark by the chances given."""
     text = " ".join(words).replace(" ,", ",")
     for long, short in _SHORT.items():
+        if long not in text:
+            continue
 
         def contracted(match: re.Match, short: str = short) -> str:
             before, after = match[1], match[2]
