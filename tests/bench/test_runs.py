@@ -96,6 +96,17 @@ def test_evaluation_beside_lm_evals_own_model(tmp_path):
     assert replies["agreement"] == "3 of 3 alike"
 
 
+def test_the_hours_of_a_study_are_what_its_parts_take_as_often_as_they_are_asked_for(tmp_path, capsys):
+    kept = result(tmp_path, "study", "--length", "2", "--replies", "2", "--prompt", "20")
+    hours, rates = kept["hours"], kept["rates"]
+    assert hours["training: 10 runs of 225 steps"] == pytest.approx(2250 * kept["step"] / 3600)
+    assert hours["their evaluations: 11 each"] == pytest.approx(110 * kept["evaluation"] / 3600)
+    assert hours["BBQ: 11 models"] == pytest.approx(11 * 58_492 / rates["contexts"] / 3600)
+    ruler = 6500 * (4096 / rates["read"] + 80 / rates["written"])
+    assert hours["RULER 4096: 11 models"] == pytest.approx(11 * ruler / 3600)
+    assert f"{sum(hours.values()):.2f}" in capsys.readouterr().out
+
+
 def test_a_memory_cap_needs_a_gpu():
     with pytest.raises(UserError, match="needs a GPU"):
         result(Path("."), "memory", "--cap", "16")
@@ -110,6 +121,7 @@ def test_a_memory_cap_needs_a_gpu():
         ("train", ("--lengths", "0")),
         ("growth", ("--groups", "1")),
         ("evaluation", ("--replies", "0")),
+        ("study", ("--replies", "0")),
     ],
 )
 def test_sizes_that_measure_nothing_are_refused(tmp_path, name, wrong):
