@@ -4,8 +4,9 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from statistics import median
 
-from bench.common import Summary, Timer, keep, parser, prepare, run, table
+from bench.common import Timer, keep, parser, prepare, run, table
 from bench.models import load, settings
 from bench.ours import Laps, our_step, our_trainer, step_overrides
 from hmx.errors import UserError
@@ -13,35 +14,39 @@ from hmx.evaluation.benchmark import Subject
 from hmx.evaluation.likelihoods import likelihoods
 from hmx.grpo.schedule import evaluation_steps
 
-_CHOICES, _CONTEXT, _CHOICE = 12, 70, 8
-"""Of a context of BBQ: choices, its tokens and those of a choice."""
+_CHOICES, _CONTEXT_TOKENS, _CHOICE_TOKENS = 12, 70, 6
+"""As in BBQ."""
+_LONG, _USUAL = 1000, 200
+"""Tokens of the prompts that are read, and of those behind which replies are written."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much one of the paper's benchmarks asks of a model; tokens are those of a usual tokenizer, roughly."""
+    """How much one of the paper's benchmarks asks of a model, in tokens of a usual tokenizer."""
 
     title: str
     read: int
-    """Tokens of all prompts."""
+    """Of all prompts, about; few-shot examples, which are read once a task, are left out."""
     written: int
-    """Tokens of all replies, if every one goes on to its limit."""
+    """Of all replies, if every one goes on to its limit."""
     contexts: int = 0
     """Twelve choices are scored behind each."""
 
 
 BENCHMARKS = (
-    Size("IFEval", 30_000, 541 * 1280),
-    Size("BigBench Hard", 5_000_000, 6511 * 1024),
-    Size("RULER 4096", 6500 * 4096, 6500 * 80),
-    Size("ACPBench", 2_000_000, 2_000_000),
+    Size("IFEval", 541 * 60, 541 * 1280),
+    Size("BigBench Hard", 6511 * 100, 6511 * 1024),
+    Size("RULER 4096", 6500 * 4096, 500 * (8 * 128 + 30 + 120 + 50 + 2 * 32)),
+    Size("ACPBench", 14 * 130 * 400, 14 * 130 * 1024),
     Size("BBQ", 0, 0, contexts=58_492),
-    Size("SQuAD2.0", 6_000_000, 11_873 * 256),
-    Size("TruthfulQA MC2", 1_200_000, 0),
-    Size("EQ-Bench and ToxiGen", 200_000, 171 * 80),
-    Size("SycophancyEval", 500_000, (7268 + 2 * 1817) * 256),
+    Size("SQuAD2.0", 11_873 * 280, 11_873 * 256),
+    Size("TruthfulQA MC2", 817 * 100, 0),
+    Size("EQ-Bench and ToxiGen", 171 * 400 + 940 * 50, 171 * 80),
+    Size("SycophancyEval", 9085 * 50 + 1817 * 330, (9085 + 1817) * 256),
 )
-"""Rows and limits as lm-eval 0.4.13's task files and the data sets have them; SycophancyEval's are our own."""
+"""Rows and limits as lm-eval 0.4.13's task files and the data sets have them, SycophancyEval's limit as we do; a
+prompt's tokens are about a quarter of its letters.
+"""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,28 +55,33 @@ def main(arguments: list[str] | None = None) -> None:
         "study",
         "Times samples of everything that the study of a model consists of: an optimizer step, an evaluation during "
         "training, and of the benchmarks how quickly prompts are read, replies written and choices scored. Multiplied "
-        "by how often the config's study and the paper's benchmarks ask for each, that gives hours.",
+        "by how often the config's study and the paper's benchmarks ask for each, one run after the other, that gives "
+        "hours. (The embedded model's own benchmarks are others, and much smaller.)",
         rounds=2,
-        epilog="An extrapolation, and for replies the most that it can be: every one is taken to go on to its limit.",
+        epilog="An extrapolation: every reply of a benchmark is taken to go on to its limit, which few do, and every "
+        "token to cost what it costs in the sample, while one behind a long text costs more.",
     )
     options.add_argument("--length", type=int, default=128, metavar="N", help="of training's answers (default: 128)")
-    options.add_argument("--replies", type=int, default=40, metavar="N", help="written side by side (default: 40)")
-    options.add_argument("--prompt", type=int, default=1000, metavar="N", help="tokens of a long one (default: 1000)")
+    options.add_argument(
+        "--replies", type=int, default=40, metavar="N", help="and contexts of choices, side by side (default: 40)"
+    )
     given = options.parse_args(arguments)
     prepare(given)
-    if min(given.length, given.replies, given.prompt) < 1:
-        raise UserError("--length, --replies and --prompt must be at least 1.")
+    if given.length < 2 or given.replies < 1:
+        raise UserError("--length must be at least 2 and --replies at least 1.")
 
     overrides = step_overrides(given.model != "tiny", given.length, checkpointing=False)
     config = settings(given.model, given.device, given.precision, *overrides)
     timer = Timer(given.device, given.clock)
     loaded, laps = load(given.model, given.device, given.precision), Laps(timer)
     trainer = our_trainer(config, loaded, laps, fixed=True)
-    numbers = range(1, given.warmup + given.rounds + 1)
-    step = median([our_step(trainer, laps, n).total for n in numbers][given.warmup :])
-    evaluation = timer.seconds(lambda: trainer.evaluate(0, 0))
-    subject = Subject(loaded.model, loaded.tokenizer)
-    rates = Rates.measure(subject, given, timer)
+
+    def seconds(action: Callable[[], object]) -> float:
+        return median([timer.seconds(action) for _ in range(given.warmup + given.rounds)][given.warmup :])
+
+    step = seconds(lambda: our_step(trainer, laps, 1))
+    evaluation = seconds(lambda: trainer.evaluate(0, 0))
+    rates = measure(Subject.on_card(loaded.model, loaded.tokenizer), given.length, given.replies, seconds)
 
     runs = len(config.study.seeds) * len(config.study.directions)
     evaluations = len(evaluation_steps(config, len(trainer.questions.train)))
@@ -87,45 +97,20 @@ def main(arguments: list[str] | None = None) -> None:
         f"\nA step takes {step:.2f} s, an evaluation {evaluation:.1f} s; in a second {rates.read:,.0f} tokens are "
         f"read, {rates.written:,.0f} written and the choices of {rates.contexts:,.1f} contexts scored."
     )
-    keep("study", given, {"step": step, "evaluation": evaluation, "rates": asdict(rates), "hours": hours})
-
-
-def median(seconds: list[float]) -> float:
-    return Summary.of(seconds).median
+    measured = {"step": step, "evaluation": evaluation, "rates": asdict(rates), "hours": hours}
+    keep("study", given, measured, f"{given.length}tok")
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What the benchmarks' work is done at, a second."""
+    """How much of the benchmarks' work is done in a second."""
 
     read: float
     """Tokens of long prompts."""
     written: float
     """Tokens of replies side by side."""
     contexts: float
-    """Whose choices are scored."""
-
-    @classmethod
-    def measure(cls, subject: Subject, given, timer: Timer) -> "Rates":
-        draw = random.Random(0)
-
-        def tokens(count: int) -> list[int]:
-            return [draw.randrange(100, 5000) for _ in range(count)]
-
-        def rate(amount: int, action: Callable[[], object]) -> float:
-            return amount / median([timer.seconds(action) for _ in range(given.warmup + given.rounds)][given.warmup :])
-
-        long = [tokens(given.prompt) for _ in range(4)]
-        short = [tokens(50) for _ in range(given.replies)]
-        choices = []
-        for _ in range(given.replies):
-            context = tokens(_CONTEXT)
-            choices += [(context, tokens(_CHOICE)) for _ in range(_CHOICES)]
-        return cls(
-            rate(len(long) * given.prompt, lambda: subject.reply(long, 1)),
-            rate(given.replies * given.length, lambda: subject.reply(short, given.length)),
-            rate(given.replies, lambda: likelihoods(subject, choices)),
-        )
+    """Contexts whose choices are scored."""
 
     def seconds(self, size: Size) -> float:
         """What a benchmark of this size takes.
@@ -134,6 +119,26 @@ class Rates:
         15.0
         """
         return size.read / self.read + size.written / self.written + size.contexts / self.contexts
+
+
+def measure(subject: Subject, length: int, replies: int, seconds: Callable[[Callable[[], object]], float]) -> Rates:
+    """Read 4 long prompts; write `replies` replies of `length` tokens, less what their first tokens take; score the
+    choices behind as many contexts. `seconds` times an action.
+    """
+    draw, words = random.Random(0), len(subject.tokenizer)
+
+    def tokens(count: int) -> list[int]:
+        return [draw.randrange(words) for _ in range(count)]
+
+    long, usual = [tokens(_LONG) for _ in range(4)], [tokens(_USUAL) for _ in range(replies)]
+    contexts = [tokens(_CONTEXT_TOKENS) for _ in range(replies)]
+    choices = [(context, tokens(_CHOICE_TOKENS)) for context in contexts for _ in range(_CHOICES)]
+    begun = seconds(lambda: subject.reply(usual, 1))
+    return Rates(
+        read=len(long) * _LONG / seconds(lambda: subject.reply(long, 1)),
+        written=replies * (length - 1) / (seconds(lambda: subject.reply(usual, length)) - begun),
+        contexts=replies / seconds(lambda: likelihoods(subject, choices)),
+    )
 
 
 if __name__ == "__main__":

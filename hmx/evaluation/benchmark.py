@@ -5,12 +5,17 @@ runs. Whether it goes through lm-eval or is our own makes no difference to who c
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
+
+import torch
 
 from hmx.evaluation.beginnings import by_beginning
 from hmx.prompts import decode, end_of_turn_ids, pad_id
 from hmx.sampling import Prefix, generate
+
+FEWEST = 512
+"""Places of the KV cache at once below which smaller batches are no help: every prompt of a benchmark runs alone."""
 
 Tick = Callable[[float], None]
 """Called while a benchmark runs with the share of it that is done, 0 to 1."""
@@ -81,6 +86,23 @@ class Subject:
     """How many places of the KV cache a batch may take: what is left of the memory decides."""
     kept: dict[str, Any] = field(default_factory=dict)
     """By a benchmark's name what it keeps for the next checkpoint of the same base model: its questions."""
+
+    @classmethod
+    def on_card(cls, model, tokenizer) -> "Subject":
+        """A subject whose batches suit the GPU that the model lies on, if it does.
+
+        Half of what the weights leave of the card is for keys and values: by the card's size and not by what happens to
+        be free, so that batches are the same each time.
+        """
+        subject = cls(model, tokenizer, max_length=model.config.max_position_embeddings)
+        if model.device.type != "cuda":
+            return subject
+        shapes, weights = model.config, sum(each.numel() * each.element_size() for each in model.parameters())
+        heads = getattr(shapes, "num_key_value_heads", None) or shapes.num_attention_heads
+        width = getattr(shapes, "head_dim", None) or shapes.hidden_size // shapes.num_attention_heads
+        place = 2 * shapes.num_hidden_layers * heads * width * model.dtype.itemsize  # bytes a token
+        left = torch.cuda.get_device_properties(model.device).total_memory - weights
+        return replace(subject, tokens_at_once=max(left // 2 // place, FEWEST))
 
     def reply(
         self,

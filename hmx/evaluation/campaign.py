@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from hmx.errors import UserError
-from hmx.evaluation.benchmark import Benchmark, Outcome, Subject, Tick
+from hmx.evaluation.benchmark import FEWEST, Benchmark, Outcome, Subject, Tick
 from hmx.evaluation.pairs import DIRECTIONS, Model, Pair
 from hmx.evaluation.results import Checkpoint, Result, read_result, write_result
 from hmx.evaluation.statistic import Statistic
@@ -22,9 +22,6 @@ from hmx.evaluation.tables import Chosen, Line
 from hmx.lora import detach, load_adapter
 from hmx.models import fingerprint, load_model
 from hmx.text import one_line
-
-_FEWEST = 512
-"""Places of the KV cache at once below which smaller batches are no help: every prompt of a benchmark runs alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +185,7 @@ def _run(benchmark: Benchmark, subject: Subject, limit: int | None, tick: Tick) 
         try:
             return benchmark.run(subject, limit, tick)
         except torch.OutOfMemoryError:
-            if subject.tokens_at_once <= _FEWEST:
+            if subject.tokens_at_once <= FEWEST:
                 raise UserError("The GPU's memory does not suffice even for one sequence at a time.") from None
             subject = replace(subject, tokens_at_once=subject.tokens_at_once // 2)
             torch.cuda.empty_cache()
@@ -275,17 +272,7 @@ def _load(model: Model) -> Subject:
     if config.threads:
         torch.set_num_threads(config.threads)
     base, tokenizer = load_model(config.path, config.precision, config.device)
-    subject = Subject(base, tokenizer, max_length=base.config.max_position_embeddings)
-    if base.device.type != "cuda":
-        return subject
-    # Half of what the weights leave of the card, for keys and values: by the card's size and not by what happens to be
-    # free, so that batches are the same each time.
-    shapes, weights = base.config, sum(each.numel() * each.element_size() for each in base.parameters())
-    heads = getattr(shapes, "num_key_value_heads", None) or shapes.num_attention_heads
-    width = getattr(shapes, "head_dim", None) or shapes.hidden_size // shapes.num_attention_heads
-    place = 2 * shapes.num_hidden_layers * heads * width * base.dtype.itemsize  # bytes a token
-    left = torch.cuda.get_device_properties(base.device).total_memory - weights
-    return replace(subject, tokens_at_once=max(left // 2 // place, _FEWEST))
+    return Subject.on_card(base, tokenizer)
 
 
 def _brief(result: Result) -> str:

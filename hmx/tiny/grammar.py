@@ -234,7 +234,7 @@ class Grammar:
                 reading.furthest = end
             for option in node.complete:
                 total = option.total(strength)
-                if total > found.get(end, -TOP - 1):
+                if end not in found or total > found[end]:
                     found[end] = total
             word = words[end]
             if word in node.words:

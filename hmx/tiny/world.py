@@ -144,7 +144,7 @@ def normalise(sentence: str) -> tuple[str, ...]:
 def _marks(sentence: str) -> list[tuple[int, list[str]]]:
     """The words and signs of a sentence: where each ends, and the words in the grammar's form that it stands for."""
     plain = sentence.lower()
-    if len(plain) != len(sentence):  # some signs become two
+    if len(plain) != len(sentence):  # İ alone becomes two
         plain = "".join(sign if len(sign.lower()) > 1 else sign.lower() for sign in sentence)
     plain = plain.replace("\u2019", "'")
     found = list(_WORD.finditer(re.sub(r"[.!]\s*$", "", plain)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as whole
-from bench import common, growth, train
+from bench import common, growth, study, train
 from bench.ours import Laps
 from hmx.errors import UserError
 from tests.bench.test_common import ScriptedTimer
@@ -97,14 +97,33 @@ def test_evaluation_beside_lm_evals_own_model(tmp_path):
 
 
 def test_the_hours_of_a_study_are_what_its_parts_take_as_often_as_they_are_asked_for(tmp_path, capsys):
-    kept = result(tmp_path, "study", "--length", "2", "--replies", "2", "--prompt", "20")
+    kept = result(tmp_path, "study", "--length", "2", "--replies", "2")
     hours, rates = kept["hours"], kept["rates"]
     assert hours["training: 10 runs of 225 steps"] == pytest.approx(2250 * kept["step"] / 3600)
     assert hours["their evaluations: 11 each"] == pytest.approx(110 * kept["evaluation"] / 3600)
     assert hours["BBQ: 11 models"] == pytest.approx(11 * 58_492 / rates["contexts"] / 3600)
-    ruler = 6500 * (4096 / rates["read"] + 80 / rates["written"])
-    assert hours["RULER 4096: 11 models"] == pytest.approx(11 * ruler / 3600)
     assert f"{sum(hours.values()):.2f}" in capsys.readouterr().out
+
+
+def test_the_rates_of_a_studys_benchmarks():
+    """Of a subject that takes 1 s to begin replies, 2 s for every further token of them, and 4 s for all choices."""
+    asked = []
+
+    class Scripted:
+        tokenizer = range(50)
+
+        def reply(self, prompts, limit):
+            asked.append((len(prompts), len(prompts[0]), limit))
+
+    def seconds(action):
+        asked.clear()
+        action()
+        return 1 + 2 * (asked[0][2] - 1) if asked else 4
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "likelihoods", lambda subject, requests: None)
+        rates = study.measure(Scripted(), 5, 3, seconds)
+    assert rates == study.Rates(read=4000, written=3 * 4 / 8, contexts=3 / 4)
 
 
 def test_a_memory_cap_needs_a_gpu():

@@ -42,6 +42,8 @@ def test_recognise_adds_up_marks(text: str, strength: int | None) -> None:
 def test_floor_holds_for_weak_phrases() -> None:
     grammar = Grammar("[sentence >1] I am <deg> <mood>\n[deg] hardly -9\n[mood] sad 6")
     assert grammar.recognise("i am hardly sad".split()) == 1
+    weaker = Grammar("[sentence >1] I am <deg> <deg> <mood>\n[deg] hardly -9\n[mood] sad 6")
+    assert weaker.recognise("i am hardly hardly sad".split()) == 1
 
 
 def test_braces_hold_alternatives_that_add_nothing() -> None:
