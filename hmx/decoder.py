@@ -13,7 +13,6 @@ Notation: `B` rows, `Q` new tokens of a row, `S` slots of the cache up to the la
 of keys and values, `D` head dimension, `V` vocabulary.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,42 +22,12 @@ from transformers import Gemma2ForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM
 
 from hmx.cache import Beneath, Cache
 from hmx.lora.layer import LoRALinear
+from hmx.projection import Projection, base_of, stacked
 
 FAMILIES = (Qwen3ForCausalLM, LlamaForCausalLM, Gemma2ForCausalLM)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 enabled = True
 """Tests and benchmarks switch this off to run every model's own forward pass."""
-
-
-@dataclass(frozen=True)
-class Projection:
-    """Linear layers that read the same input, as one, with what their adapters add."""
-
-    weight: torch.Tensor
-    """[out, in], the layers' matrices one below the other."""
-    A: torch.Tensor | None
-    """[n · r, in], those of n adapted layers one below the other; None if no adapter is on."""
-    B: torch.Tensor | None
-    """[out, n · r], block-diagonal."""
-    scaling: float
-
-    @classmethod
-    def of(cls, *layers: nn.Linear | LoRALinear) -> "Projection":
-        weight = _stacked([_base(layer) for layer in layers])
-        adapters = [layer for layer in layers if _adapted(layer)]
-        if not adapters:
-            return cls(weight, None, None, 0.0)
-        dtype, scaling = weight.dtype, adapters[0].scaling
-        if dtype == torch.float32 and not torch.is_grad_enabled():
-            return cls(_merged(weight, layers), None, None, 0.0)
-        # In the base's dtype, to which autocast would cast A and B at every use.
-        A = torch.cat([layer.lora_A for layer in adapters]).to(dtype)
-        blocks = [layer.lora_B if _adapted(layer) else layer.weight.new_zeros(len(layer.weight), 0) for layer in layers]
-        return cls(weight, A, torch.block_diag(*blocks).to(dtype), scaling)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        h = F.linear(x, self.weight)
-        return h if self.A is None else torch.add(h, F.linear(F.linear(x, self.A), self.B), alpha=self.scaling)
 
 
 @dataclass(frozen=True)
@@ -88,7 +57,7 @@ class Decoder:
     def __init__(self, model):
         config = model.config
         self.model, self.layers = model, [_layer(layer, config) for layer in model.model.layers]
-        _stacked([_base(model.get_output_embeddings())])  # `output_logits` reads it from there
+        stacked([base_of(model.get_output_embeddings())])  # `output_logits` reads it from there
         self.norm, self.eps = _norm(model.model.norm), config.rms_norm_eps
         attention = model.model.layers[0].self_attn
         self.K, self.D, self.scale = config.num_key_value_heads, attention.head_dim, attention.scaling
@@ -326,49 +295,3 @@ def _norm(module: nn.Module) -> torch.Tensor:
     """
     weight = 1.0 + module.weight.float() if type(module).__name__ == "Gemma2RMSNorm" else module.weight
     return weight * len(weight) ** 0.5 if module.weight.dtype == torch.float32 else weight
-
-
-def _base(layer: nn.Linear | LoRALinear) -> nn.Linear:
-    return layer.base if isinstance(layer, LoRALinear) else layer
-
-
-def _adapted(layer: nn.Module) -> bool:
-    return isinstance(layer, LoRALinear) and layer.enabled
-
-
-def _merged(weight: torch.Tensor, layers: Sequence[nn.Linear | LoRALinear]) -> torch.Tensor:
-    """The layers' W + scaling · B A one below the other, in a new matrix: for FP32 alone, whose rounding is far below
-    what can be noticed, and for as long as this decoder lives.
-    """
-    merged = weight.clone()
-    for layer, part in zip(layers, merged.split([_base(layer).out_features for layer in layers]), strict=True):
-        if _adapted(layer):
-            part.addmm_(layer.lora_B, layer.lora_A, alpha=layer.scaling)
-    return merged
-
-
-def _stacked(layers: Sequence[nn.Linear]) -> torch.Tensor:
-    """The layers' weights one below the other, as one matrix [out, in] that *is* their memory.
-
-    At the first use the weights are moved next to each other and each becomes a view of its part: no second copy of a
-    model that may fill the GPU, and no copy that could grow stale when somebody writes to a weight. In FP32 on a CPU
-    the matrix lies in memory column by column, with which the product for a few rows is quicker.
-    """
-    weights = [layer.weight for layer in layers]
-    first, (rows, columns) = weights[0], (sum(map(len, weights)), weights[0].shape[1])
-    by_column = first.device.type == "cpu" and first.dtype == torch.float32
-    strides = (1, rows) if by_column else (columns, 1)
-    begin, memory = first.storage_offset(), first.untyped_storage().data_ptr()
-    for weight in weights:
-        beside = weight.untyped_storage().data_ptr() == memory and weight.storage_offset() == begin
-        if not (beside and weight.stride() == strides):
-            break
-        begin += len(weight) * strides[0]
-    else:
-        return first.detach().as_strided((rows, columns), strides)
-    stacked = torch.cat([weight.detach() for weight in weights])
-    if by_column:
-        stacked = stacked.T.contiguous().T
-    for weight, part in zip(weights, stacked.split([len(weight) for weight in weights]), strict=True):
-        weight.data = part
-    return stacked

@@ -1,6 +1,9 @@
 """From a seed to the folder with the embedded model: corpus, tokenizer, pre-training, files."""
 
+import os
 import random
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +22,8 @@ from hmx.tiny.pretrain import CONTEXT, Stream, make_model, train
 from hmx.tiny.rows import batches, shared_prefix
 from hmx.tiny.tokenizer import train_tokenizer
 
-STEPS = 3900
-JUDGED, ANSWERED = 24, 16
+STEPS = 6200
+JUDGED, ANSWERED = 9, 5
 """Rows of a worker's step: gradings, and conversations."""
 _LESSONS = 0.22
 """How many of the conversations are lessons, which are short: about an eighth of what the model learns to say."""
@@ -52,12 +55,11 @@ class Recipe:
     def __call__(self, worker: int) -> list[Stream]:
         """The worker's streams."""
         corpus = Corpus(self.rubric, self.found, f"{self.seed}/{worker}")
-        order = torch.Generator().manual_seed(self.seed)  # the same for all, so that nobody waits for longer rows
         grades = torch.tensor(self.tokenizer.convert_tokens_to_ids([f"Ġ{grade}" for grade in range(11)]))
         talks = _mixed(corpus.policy(), random.Random(f"lessons/{self.seed}/{worker}"))
         return [
-            Stream(batches(corpus.judge(), JUDGED, self.tokenizer, self.prefix, order), self.prefix, grades),
-            Stream(batches(talks, ANSWERED, self.tokenizer, [], order), []),
+            Stream(batches(corpus.judge(), JUDGED, self.tokenizer, self.prefix), self.prefix, grades),
+            Stream(batches(talks, ANSWERED, self.tokenizer, []), []),
         ]
 
 
@@ -70,10 +72,12 @@ def _mixed(interviews: Iterator[Example], rng: random.Random) -> Iterator[Exampl
 def build(rubric: Rubric, found: Path, folder: Path, seed: int, steps: int) -> None:
     """Train the embedded model and write it to `folder` in the hub's format, weights in FP16.
 
-    Raises `UserError` if the folder exists.
+    Raises `UserError` if the folder exists, or there is no C++ compiler.
     """
     if folder.exists():
         raise UserError(f"{folder} exists; name a new folder for the model.")
+    if not shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")):
+        raise UserError("PyTorch compiles the pre-training, and there is no C++ compiler; install g++, or set CXX.")
     start = time.monotonic()
     texts = read_found(found)
     tokenizer = _new_tokenizer(rubric, texts)
@@ -84,7 +88,7 @@ def build(rubric: Rubric, found: Path, folder: Path, seed: int, steps: int) -> N
         f"{time.monotonic() - start:.0f} s",
         flush=True,
     )
-    train(model, recipe, steps, LEARNING_RATE)
+    train(model, recipe, steps, LEARNING_RATE, compiled=True)
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
     )

@@ -4,13 +4,15 @@ Three things make it fast enough for a CPU:
 
 * All gradings begin with the same rubric, which is longer than what follows it. So the rubric is run once a step, and
   every grading of the batch attends to its keys and values, as if each had been run alone.
-* The forward pass is written for short rows, with matrix products in BF16 (`hmx.tiny.forward`).
-* Two processes each make their own batches and their own gradients, whose sum moves the weights that they share. How
-  many processes there are belongs to the recipe: the weights do not depend on how many cores work on it.
+* The forward pass is written for short examples, packed into rows of one length, and compiled, with matrix products in
+  BF16 (`hmx.tiny.forward`).
+* Two processes each make their own batches and their own gradients; by the mean of these each moves its part of the
+  weights, which they share. How many processes there are belongs to the recipe: the weights do not depend on how many
+  cores work on it.
 
 Of a grading mainly the grade is learned, and the text that is graded as far as it is well-formed. How far a grade is
-from the truth counts more than whether it is the very one: else a text of which nobody knows whether it is garbled or
-how strong it is gets a 0, which is more probable than any one of the other ten grades, though not than all of them.
+from the truth counts beside whether it is the very one: else a text of which nobody knows whether it is garbled or how
+strong it is gets a 0, which is more probable than any one of the other ten grades, though not than all of them.
 
 One number says little about a text of fifty tokens. So while it is trained, a linear probe must read off the last layer
 but one, at the end of each sentence that is graded, how strong that sentence is or that it is garbled, and within the
@@ -31,17 +33,19 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from hmx.tiny.forward import States, hidden_states
+from hmx.tiny.forward import States, hidden_states, layer_forward
 from hmx.tiny.rows import GARBLED, LABELS, WHOLE, Batch
 
 CONTEXT = 2048
-_RISE, _FALL = 100, 1400
+_RISE, _FALL = 100, 2200
 """Steps in which the learning rate goes up, and comes down."""
+_PATIENCE = 600
+"""Seconds that workers wait for each other; the first time they compile."""
 _TEACH = 1.0
 """Weight of the probe's loss."""
-_NEAR = 1.5
+_NEAR = 0.5
 """Weight of a grade's distance from the truth."""
-_MERCY = 5.0
+_MERCY = 2.5
 """How much more it counts where the truth is not 0: to take a good answer for a garbled one is the worse mistake."""
 _READ = 0.5
 """Weight of the loss on the texts that are graded, where they are well-formed: more sentences to learn the language
@@ -71,32 +75,27 @@ def make_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalL
         return Qwen3ForCausalLM(config)
 
 
-def token_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> torch.Tensor:
-    """Mean cross-entropy of the weighted tokens; logits are computed only where there is something to learn."""
-    weights = batch.weights[:, 1:]
-    learned = weights > 0
+def token_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cross-entropy of the weighted tokens, and that of the tokens of graded texts that may still become a
+    sentence, 0 if there are none; logits are computed only where there is something to learn.
+    """
+    weights, labels = batch.weights[:, 1:], batch.strengths[:, 1:]
+    read = (labels >= 0) & (labels < GARBLED) | (labels == WHOLE)
+    learned = (weights > 0) | read
     losses = F.cross_entropy(_logits(model, states, learned), batch.tokens[:, 1:][learned], reduction="none")
-    return (losses * weights[learned]).sum() / weights.sum()
-
-
-def reading_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> torch.Tensor:
-    """Mean cross-entropy of the tokens of graded texts that may still become a sentence; 0 if there are none."""
-    labels = batch.strengths[:, 1:]
-    learned = (labels >= 0) & (labels < GARBLED) | (labels == WHOLE)
-    loss = F.cross_entropy(_logits(model, states, learned), batch.tokens[:, 1:][learned], reduction="sum")
-    return loss / max(int(learned.sum()), 1)
+    said = (losses * weights[learned]).sum() / weights.sum()
+    return said, (losses * read[learned]).sum() / max(int(read.sum()), 1)
 
 
 def grade_loss(model: Qwen3ForCausalLM, batch: Batch, states: States, grades: torch.Tensor) -> torch.Tensor:
     """Mean distance of the grades that the judge would draw from the true ones; `grades` [11] are their tokens.
 
     The mean is a weighted one: true grades above 0 count `_MERCY` times. What brings it to its least is to be sure of
-    the median of what the grade may be. What is drawn beside the grades costs nothing here, only in `token_loss`; now
-    and then the judge does so.
+    the median of what the grade may be. That it is a grade at all is for `token_loss` to teach.
     """
     targets = batch.tokens[:, 1:]
     graded = (batch.weights[:, 1:] > 0) & torch.isin(targets, grades)
-    shares = _logits(model, states, graded).softmax(-1)[:, grades]
+    shares = _logits(model, states, graded)[:, grades].softmax(-1)
     truth = (targets[graded][:, None] == grades).int().argmax(-1, keepdim=True)
     distances = (shares * (torch.arange(len(grades)) - truth).abs()).sum(-1)
     counts = torch.where(truth[:, 0] > 0, _MERCY, 1.0)
@@ -104,7 +103,7 @@ def grade_loss(model: Qwen3ForCausalLM, batch: Batch, states: States, grades: to
 
 
 def _logits(model: Qwen3ForCausalLM, states: States, learned: torch.Tensor) -> torch.Tensor:
-    """The logits [N, V] of the N tokens among a row's second to last that are learned, a mask [B, L - 1]."""
+    """The logits [N, V] of the N tokens among a row's second to last that are learned, a mask [R, L - 1]."""
     return (states.last[:, :-1][learned] @ model.lm_head.weight.to(states.last.dtype).T).float()
 
 
@@ -131,30 +130,34 @@ class Stream:
 
 
 def train(
-    model: Qwen3ForCausalLM, streams: Callable[[int], list[Stream]], steps: int, lr: float, workers: int = 2
+    model: Qwen3ForCausalLM,
+    streams: Callable[[int], list[Stream]],
+    steps: int,
+    lr: float,
+    workers: int = 2,
+    compiled: bool = False,
 ) -> None:
     """In each step every worker takes a batch from each of its streams.
 
-    Worker 0 is this process, the others are made for it; `streams(worker)` must be picklable. They share the weights
-    and hand their gradients over in shared memory. Muon moves the matrices of the layers, which takes about a quarter
-    fewer steps here than AdamW, AdamW all else.
+    Worker 0 is this process, the others are made for it; `streams` must be picklable. They share the weights, hand
+    their gradients over in shared memory, and each moves its part of the weights. With `compiled` the layers are
+    compiled, for which there must be a C++ compiler. Raises `RuntimeError` if another worker fails.
     """
     probe = nn.Linear(model.config.hidden_size, LABELS, bias=False)
     nn.init.zeros_(probe.weight)
     model.share_memory().train()
     probe.share_memory()
-    parameters = [*model.parameters(), probe.weight]
-    gradients = torch.zeros(workers, sum(map(torch.Tensor.numel, parameters))).share_memory_()
+    gradients = torch.zeros(workers, sum(map(torch.Tensor.numel, [*model.parameters(), probe.weight]))).share_memory_()
     processes = multiprocessing.get_context("spawn")
-    barrier = processes.Barrier(workers)
-    helpers = [
-        processes.Process(target=_help, args=(model, probe, streams, steps, worker, gradients[worker], barrier))
-        for worker in range(1, workers)
-    ]
+    barrier = processes.Barrier(workers, timeout=_PATIENCE)
+    shared = model, probe, streams, steps, lr, compiled, gradients, barrier
+    helpers = [processes.Process(target=_help, args=(worker, *shared)) for worker in range(1, workers)]
     for helper in helpers:
         helper.start()
     try:
-        _lead(model, probe, streams(0), steps, lr, gradients, barrier)
+        _work(0, *shared)
+    except threading.BrokenBarrierError:
+        raise RuntimeError("another worker of the pre-training has failed; what it said stands above") from None
     finally:
         barrier.abort()
         for helper in helpers:
@@ -162,32 +165,53 @@ def train(
     model.eval()
 
 
-def _lead(
+def _help(worker: int, *shared) -> None:
+    """Any worker but the first, in a process of its own."""
+    torch.set_num_threads(1)
+    barrier = shared[-1]
+    try:
+        _work(worker, *shared)
+    except threading.BrokenBarrierError:  # another has stopped, and says why
+        pass
+    except BaseException:
+        barrier.abort()  # whoever waits must not wait for ever
+        raise
+
+
+def _work(
+    worker: int,
     model: Qwen3ForCausalLM,
     probe: nn.Linear,
-    streams: list[Stream],
+    make_streams: Callable[[int], list[Stream]],
     steps: int,
     lr: float,
+    compiled: bool,
     gradients: torch.Tensor,
     barrier: Barrier,
 ) -> None:
-    """Worker 0, which also moves the weights."""
+    """Compute gradients, and by the mean of all workers' move a part of the weights: each some of the layers' matrices,
+    by Muon, which takes about a quarter fewer steps here than AdamW; the last worker all else, by AdamW.
+    """
+    workers = len(gradients)
+    streams = make_streams(worker)
+    layer = torch.compile(layer_forward, dynamic=False) if compiled else layer_forward
     inner = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
-    words = {"params": [model.model.embed_tokens.weight], "weight_decay": 0.1}
-    others = {"params": [*vectors, probe.weight], "weight_decay": 0.0}
-    optimizers = [
-        torch.optim.Muon(inner, lr=lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW([words, others], lr=lr, betas=(0.9, 0.98)),
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(inner[worker::workers], lr=lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     ]
+    if worker == workers - 1:
+        words = {"params": [model.model.embed_tokens.weight], "weight_decay": 0.1}
+        others = {"params": [*vectors, probe.weight], "weight_decay": 0.0}
+        optimizers.append(torch.optim.AdamW([words, others], lr=lr, betas=(0.9, 0.98)))
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps)) for optimizer in optimizers
     ]
     parameters = [*model.parameters(), probe.weight]
     averages = [0.0] * (len(streams) + 1)
-    bar = tqdm(range(steps), desc="pre-training", unit="step", mininterval=5.0)
+    bar = tqdm(range(steps), desc="pre-training", unit="step", mininterval=5.0, disable=worker > 0)
     for step in bar:
-        losses = _gradient(model, probe, streams, gradients[0])
+        losses = _gradient(model, probe, streams, gradients[worker], layer)
         for place, value in enumerate(losses):
             averages[place] += (value - averages[place]) / min(step + 1, 50)
         barrier.wait()
@@ -198,7 +222,8 @@ def _lead(
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()
-            optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
         barrier.wait()
         bar.set_postfix_str("loss " + " ".join(f"{average:.3f}" for average in averages), refresh=False)
 
@@ -210,39 +235,18 @@ def _rate(step: int, steps: int) -> float:
     return min((step + 1) / _RISE, 1.0, (steps - step) / min(_FALL, steps))
 
 
-def _help(
-    model: Qwen3ForCausalLM,
-    probe: nn.Linear,
-    make_streams: Callable[[int], list[Stream]],
-    steps: int,
-    worker: int,
-    gradient: torch.Tensor,
-    barrier: Barrier,
-) -> None:
-    """Any other worker: a process that computes gradients until the leader has enough."""
-    torch.set_num_threads(1)
-    streams = make_streams(worker)
-    try:
-        for _ in range(steps):
-            _gradient(model, probe, streams, gradient)
-            barrier.wait()
-            barrier.wait()
-    except threading.BrokenBarrierError:  # the leader has stopped
-        pass
-    finally:
-        barrier.abort()  # whoever waits must not wait for ever
-
-
-def _gradient(model: Qwen3ForCausalLM, probe: nn.Linear, streams: list[Stream], gradient: torch.Tensor) -> list[float]:
+def _gradient(
+    model: Qwen3ForCausalLM, probe: nn.Linear, streams: list[Stream], gradient: torch.Tensor, layer: Callable
+) -> list[float]:
     """Write the gradient on the next batches into `gradient`; returns the streams' losses and the probe's."""
     parameters = [*model.parameters(), probe.weight]
     losses, taught = [], 0.0
     for stream in streams:
         batch = next(stream.batches)
-        states = hidden_states(model, batch, stream.prefix)
-        loss = token_loss(model, batch, states)
-        losses.append(loss.item())
-        loss = loss + _READ * reading_loss(model, batch, states)
+        states = hidden_states(model, batch, stream.prefix, layer=layer)
+        said, read = token_loss(model, batch, states)
+        losses.append(said.item())
+        loss = said + _READ * read
         if stream.grades is not None:
             loss = loss + _NEAR * grade_loss(model, batch, states, stream.grades)
         if (batch.strengths >= 0).any():

@@ -1,6 +1,6 @@
-"""Examples in tokens: what of a row is learned, what the probe should read off it, and rows of a length together."""
+"""Examples in tokens: what of each is learned, what the probe should read off it, and examples packed into rows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -12,8 +12,10 @@ from hmx.sampling import common
 from hmx.tiny.corpus import Example
 from hmx.tiny.world import CATEGORIES, read
 
-_CHUNK = 24
-"""Batches that are made at once and sorted by length, so that little is padding."""
+WIDTH = 128
+"""Tokens of a row. No conversation of the corpus is longer, and of the gradings, less their prefix, 2 in 1,000."""
+_WAITING = 150
+"""Examples to choose from for a row, so that little is padding."""
 GARBLED, WHOLE, BROKEN, ABOUT = 11, 12, 13, 14
 """What the probe says beside the strengths 0 to 10: at the end of a sentence that it is garbled, before the end whether
 what stands there can still become a sentence; and in an interview, from here on, which category it is about.
@@ -24,7 +26,7 @@ _GRADE, _FORM = 0.3, 0.05
 
 
 @dataclass(frozen=True)
-class Row:
+class Encoded:
     """An example in tokens, without the prefix that it may share with others."""
 
     tokens: list[int]
@@ -38,15 +40,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of about one length, [B, L], padded behind."""
+    """Rows of several examples each, [R, L], padded behind."""
 
     tokens: torch.Tensor
     weights: torch.Tensor
     strengths: torch.Tensor
-    mask: torch.Tensor
+    examples: torch.Tensor
+    """Which of its row's examples a token belongs to; -1 where there is padding."""
+    positions: torch.Tensor
+    """Its place in its example."""
 
 
-def encode(example: Example, tokenizer: PreTrainedTokenizerBase, prefix: list[int]) -> Row:
+def encode(example: Example, tokenizer: PreTrainedTokenizerBase, prefix: list[int]) -> Encoded:
     """Tokens and weights of an example behind `prefix`, with which its prompt must begin."""
     prompt = encode_chat(tokenizer, example.messages)
     if prompt[: len(prefix)] != prefix:
@@ -64,7 +69,7 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, prefix: list[in
         for place, strength in _strengths(example.judged, prompt, tokenizer):
             strengths[place] = strength
     weights = [0.0] * len(prompt) + weights
-    return Row((prompt + reply)[len(prefix) :], weights[len(prefix) :], strengths[len(prefix) :])
+    return Encoded((prompt + reply)[len(prefix) :], weights[len(prefix) :], strengths[len(prefix) :])
 
 
 def _strengths(text: str, prompt: list[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, int]]:
@@ -91,27 +96,45 @@ def shared_prefix(rows: list[list[int]]) -> list[int]:
 
 
 def batches(
-    examples: Iterator[Example],
-    size: int,
-    tokenizer: PreTrainedTokenizerBase,
-    prefix: list[int],
-    generator: torch.Generator,
+    examples: Iterator[Example], size: int, tokenizer: PreTrainedTokenizerBase, prefix: list[int]
 ) -> Iterator[Batch]:
-    """Batches of `size` rows of about one length, in random order."""
+    """Batches of `size` rows of `WIDTH` tokens; an example that is longer is left out.
+
+    A row begins with the example that has waited longest, and goes on with the longest that still fits.
+    """
+    encoded = (encode(example, tokenizer, prefix) for example in examples)
+    fitting = (one for one in encoded if len(one.tokens) <= WIDTH)
+    waiting: list[Encoded] = []
     while True:
-        rows = sorted(
-            (encode(example, tokenizer, prefix) for example in islice(examples, size * _CHUNK)),
-            key=lambda row: len(row.tokens),
-        )
-        for group in torch.randperm(_CHUNK, generator=generator).tolist():
-            yield pad(rows[group * size : (group + 1) * size], tokenizer.pad_token_id)
+        rows = []
+        for _ in range(size):
+            waiting.extend(islice(fitting, _WAITING - len(waiting)))
+            rows.append(next_row(waiting, WIDTH))
+        yield stack(rows, tokenizer.pad_token_id)
 
 
-def pad(rows: list[Row], pad_id: int) -> Batch:
-    """Stack rows, with padding behind."""
-    width = max(len(row.tokens) for row in rows)
-    tokens = torch.tensor([row.tokens + [pad_id] * (width - len(row.tokens)) for row in rows])
-    weights = torch.tensor([row.weights + [0.0] * (width - len(row.weights)) for row in rows])
-    strengths = torch.tensor([row.strengths + [-1] * (width - len(row.strengths)) for row in rows])
-    mask = torch.tensor([[1] * len(row.tokens) + [0] * (width - len(row.tokens)) for row in rows])
-    return Batch(tokens, weights, strengths, mask)
+def next_row(waiting: list[Encoded], width: int) -> list[Encoded]:
+    """Take from `waiting` what has waited longest, and then the longest that still fit in `width` tokens with it."""
+    row = [waiting.pop(0)]
+    room = width - len(row[0].tokens)
+    while fitting := [one for one in waiting if len(one.tokens) <= room]:
+        row.append(max(fitting, key=lambda one: len(one.tokens)))
+        waiting.remove(row[-1])
+        room -= len(row[-1].tokens)
+    return row
+
+
+def stack(rows: list[list[Encoded]], pad_id: int, width: int = WIDTH) -> Batch:
+    """Of each row its examples one behind the other, with padding behind."""
+
+    def filled(parts: Callable[[int, Encoded], Iterable], value: float) -> torch.Tensor:
+        joined = [[one for number, example in enumerate(row) for one in parts(number, example)] for row in rows]
+        return torch.tensor([row + [value] * (width - len(row)) for row in joined])
+
+    return Batch(
+        tokens=filled(lambda number, example: example.tokens, pad_id),
+        weights=filled(lambda number, example: example.weights, 0.0),
+        strengths=filled(lambda number, example: example.strengths, -1),
+        examples=filled(lambda number, example: [number] * len(example.tokens), -1),
+        positions=filled(lambda number, example: range(len(example.tokens)), 0),
+    )

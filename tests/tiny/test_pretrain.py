@@ -1,6 +1,8 @@
 """Pre-training computes what transformers would, learns what it should, and does so alike each time."""
 
-from itertools import islice
+import shutil
+from functools import cache
+from itertools import cycle, islice
 
 import pytest
 import torch
@@ -10,9 +12,9 @@ from transformers import AutoTokenizer
 from hmx.judge.rubric import Rubric
 from hmx.prompts import encode_chat
 from hmx.tiny.corpus import Corpus, Example
-from hmx.tiny.forward import hidden_states
-from hmx.tiny.pretrain import Stream, grade_loss, make_model, probe_loss, reading_loss, token_loss, train
-from hmx.tiny.rows import batches, encode, pad, shared_prefix
+from hmx.tiny.forward import hidden_states, layer_forward
+from hmx.tiny.pretrain import Stream, grade_loss, make_model, probe_loss, token_loss, train
+from hmx.tiny.rows import WIDTH, Batch, Encoded, batches, encode, next_row, shared_prefix, stack
 from hmx.tiny.world import examine
 from tests.tiny.paths import DATA, TINY
 
@@ -23,9 +25,15 @@ GRADES = torch.tensor([TOKENIZER.encode(f" {grade}")[0] for grade in range(11)])
 GRADINGS = list(islice(Corpus(RUBRIC, [], 0).judge(), 6))
 
 
-def loss_of(model, rows, prefix, dtype=torch.float32):
-    batch = pad(rows, TOKENIZER.pad_token_id)
-    return token_loss(model, batch, hidden_states(model, batch, prefix, dtype))
+def packed(examples: list[Encoded]) -> Batch:
+    """Two examples a row."""
+    pairs = [examples[place : place + 2] for place in range(0, len(examples), 2)]
+    return stack(pairs, TOKENIZER.pad_token_id, width=max(sum(len(one.tokens) for one in pair) for pair in pairs) + 3)
+
+
+def loss_of(model, examples, prefix, dtype=torch.float32):
+    batch = packed(examples)
+    return token_loss(model, batch, hidden_states(model, batch, prefix, dtype))[0]
 
 
 def gradient_of(model, loss):
@@ -34,15 +42,30 @@ def gradient_of(model, loss):
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 
-def test_a_batch_behind_a_prefix_is_what_each_row_would_be_alone() -> None:
+def test_an_example_among_others_behind_a_prefix_is_what_it_would_be_alone() -> None:
     model = make_model(TOKENIZER, seed=0)
-    rows = [encode(example, TOKENIZER, PREFIX) for example in GRADINGS]
-    together = hidden_states(model, pad(rows, TOKENIZER.pad_token_id), PREFIX, torch.float32)
-    for row, states, probed in zip(rows, together.last, together.probed, strict=True):
-        alone = model.model(torch.tensor([PREFIX + row.tokens]), output_hidden_states=True)
+    examples = [encode(example, TOKENIZER, PREFIX) for example in GRADINGS]
+    together = hidden_states(model, packed(examples), PREFIX, torch.float32)
+    for number, example in enumerate(examples):
+        begin = number % 2 * len(examples[number - 1].tokens)
+        place = number // 2, slice(begin, begin + len(example.tokens))
+        alone = model.model(torch.tensor([PREFIX + example.tokens]), output_hidden_states=True)
         own = slice(len(PREFIX), None)
-        torch.testing.assert_close(states[: len(row.tokens)], alone.last_hidden_state[0, own], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(probed[: len(row.tokens)], alone.hidden_states[-2][0, own], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(together.last[place], alone.last_hidden_state[0, own], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(together.probed[place], alone.hidden_states[-2][0, own], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_layers_compute_the_same() -> None:
+    model = make_model(TOKENIZER, seed=0)
+    model.model.layers = model.model.layers[:1]
+    batch = packed([encode(example, TOKENIZER, PREFIX) for example in GRADINGS[:4]])
+    gradients = []
+    for layer in (layer_forward, torch.compile(layer_forward, dynamic=False)):
+        states = hidden_states(model, batch, PREFIX, torch.float32, layer)
+        gradients.append(gradient_of(model, token_loss(model, batch, states)[0]))
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-3)
 
 
 def test_the_gradient_goes_through_the_prefix() -> None:
@@ -55,12 +78,12 @@ def test_the_gradient_goes_through_the_prefix() -> None:
 
 def test_the_gradient_is_that_of_transformers_and_nearly_so_in_bf16() -> None:
     model = make_model(TOKENIZER, seed=0)
-    row = encode(GRADINGS[0], TOKENIZER, [])
-    logits = model(torch.tensor([row.tokens])).logits[0, :-1]
+    row = encode(GRADINGS[0], TOKENIZER, PREFIX)
+    logits = model(torch.tensor([PREFIX + row.tokens])).logits[0, len(PREFIX) : -1]
     losses = F.cross_entropy(logits, torch.tensor(row.tokens[1:]), reduction="none") * torch.tensor(row.weights[1:])
     wanted = gradient_of(model, losses.sum() / sum(row.weights[1:]))
-    exact = gradient_of(model, loss_of(model, [row], []))
-    rounded = gradient_of(model, loss_of(model, [row], [], torch.bfloat16))
+    exact = gradient_of(model, loss_of(model, [row], PREFIX))
+    rounded = gradient_of(model, loss_of(model, [row], PREFIX, torch.bfloat16))
     torch.testing.assert_close(exact, wanted, atol=1e-5, rtol=1e-3)
     assert 0 < (rounded - wanted).norm() < 0.05 * wanted.norm()
 
@@ -101,16 +124,16 @@ def test_the_probe_is_taught_what_an_interview_is_about() -> None:
     said = len(TOKENIZER.encode("I do not know.", add_special_tokens=False)) + 1
     assert row.strengths == [-1] * (len(row.tokens) - said - 1) + [15] * (said + 1)
     model = make_model(TOKENIZER, seed=0)
-    batch = pad([row], TOKENIZER.pad_token_id)
+    batch = packed([row])
     states = hidden_states(model, batch, [], torch.float32)
     probe = torch.nn.Linear(model.config.hidden_size, 24, bias=False)
-    losses = -probe(states.probed[0, -said - 1 :]).log_softmax(-1)[:, 15]
+    losses = -probe(states.probed[0, len(row.tokens) - said - 1 : len(row.tokens)]).log_softmax(-1)[:, 15]
     assert probe_loss(probe, batch, states).item() == pytest.approx(0.5 * losses.mean().item(), rel=1e-4)
 
 
 def test_the_probes_loss_is_the_mean_at_ends_and_half_of_that_between() -> None:
     model = make_model(TOKENIZER, seed=0)
-    batch = pad([encode(example, TOKENIZER, PREFIX) for example in GRADINGS], TOKENIZER.pad_token_id)
+    batch = packed([encode(example, TOKENIZER, PREFIX) for example in GRADINGS])
     states = hidden_states(model, batch, PREFIX, torch.float32)
     probe = torch.nn.Linear(model.config.hidden_size, 24, bias=False)
     ends, between = [], []
@@ -125,40 +148,40 @@ def test_the_probes_loss_is_the_mean_at_ends_and_half_of_that_between() -> None:
 def test_of_a_graded_text_is_learned_to_say_what_may_become_a_sentence() -> None:
     model = make_model(TOKENIZER, seed=1)
     row = encode(Corpus(RUBRIC, [], 0).grading("Why?", "I feel alive. Ü feel! I am a"), TOKENIZER, [])
-    batch = pad([row], TOKENIZER.pad_token_id)
-    logprobs = model(batch.tokens).logits[0].double().log_softmax(-1)
+    batch = packed([row])
+    logprobs = model(torch.tensor([row.tokens])).logits[0].double().log_softmax(-1)
     begin = row.tokens.index(TOKENIZER.encode("Answer:")[0]) + 2
     said = [place for place in range(begin, len(row.tokens)) if row.strengths[place] in (*range(11), 12)]
     assert TOKENIZER.decode([row.tokens[place] for place in said]).split() == "I feel alive. I am".split()
     wanted = -sum(logprobs[place - 1, row.tokens[place]].item() for place in said) / len(said)
-    found = reading_loss(model, batch, hidden_states(model, batch, [], torch.float32))
+    _, found = token_loss(model, batch, hidden_states(model, batch, [], torch.float32))
     assert found.item() == pytest.approx(wanted, rel=1e-4)
 
 
 def test_a_grade_costs_its_expected_distance_from_the_true_one_and_a_good_answer_most() -> None:
     model = make_model(TOKENIZER, seed=1)
-    model.model.embed_tokens.weight.data[GRADES] *= 30  # so that the grades differ, and nothing else is probable
-    batch = pad([encode(example, TOKENIZER, PREFIX) for example in GRADINGS], TOKENIZER.pad_token_id)
+    model.model.embed_tokens.weight.data[GRADES] *= 3  # so that the grades differ
+    batch = packed([encode(example, TOKENIZER, PREFIX) for example in GRADINGS])
     losses, counts = [], []
     for example in GRADINGS:
         row = encode(example, TOKENIZER, [])
         reply = len(TOKENIZER.encode(example.reply)) + example.ends
         place = len(row.tokens) - reply
-        shares = model(torch.tensor([row.tokens])).logits[0, place + 1].double().softmax(-1)
+        shares = model(torch.tensor([row.tokens])).logits[0, place + 1, GRADES].double().softmax(-1)
         true = int(examine(example.judged).grade)
-        counts.append(5.0 if true else 1.0)
-        distance = sum(shares[token].item() * abs(grade - true) for grade, token in enumerate(GRADES.tolist()))
+        counts.append(2.5 if true else 1.0)
+        distance = sum(share * abs(grade - true) for grade, share in enumerate(shares.tolist()))
         losses.append(counts[-1] * distance)
     found = grade_loss(model, batch, hidden_states(model, batch, PREFIX, torch.float32), GRADES)
     assert found.item() == pytest.approx(sum(losses) / sum(counts), rel=1e-3)
-    assert found.item() > 0.5 and set(counts) == {1.0, 5.0}
+    assert found.item() > 0.5 and set(counts) == {1.0, 2.5}
 
 
 def test_an_interview_has_no_graded_text_to_learn_from() -> None:
     model = make_model(TOKENIZER, seed=1)
     asked = Example([{"role": "user", "content": "Why?"}], "I do not know.", category="survival")
-    batch = pad([encode(asked, TOKENIZER, [])], TOKENIZER.pad_token_id)
-    assert reading_loss(model, batch, hidden_states(model, batch, [], torch.float32)).item() == 0
+    batch = packed([encode(asked, TOKENIZER, [])])
+    assert token_loss(model, batch, hidden_states(model, batch, [], torch.float32))[1].item() == 0
 
 
 def test_an_answer_is_learned_whole_with_its_end() -> None:
@@ -179,30 +202,75 @@ def test_the_loss_is_the_weighted_mean_over_all_rows() -> None:
     assert abs(loss_of(model, rows, []).item() - total / weight_sum) < 1e-4
 
 
+def test_rows_are_filled_and_nobody_waits_for_ever() -> None:
+    def of(length: int) -> Encoded:
+        return Encoded([7] * length, [0.0] * length, [-1] * length)
+
+    waiting = [of(length) for length in (5, 3, 6, 2, 9, 1)]
+    assert [len(one.tokens) for one in next_row(waiting, 10)] == [5, 3, 2]
+    assert [len(one.tokens) for one in next_row(waiting, 10)] == [6, 1]
+    assert [len(one.tokens) for one in waiting] == [9]
+
+
+def test_a_batch_says_which_example_a_token_belongs_to_and_leaves_out_what_is_too_long() -> None:
+    asked = [{"role": "user", "content": "Why?"}]
+    talks = cycle([Example(asked, "I do not know."), Example(asked, "so " * WIDTH)])
+    batch = next(batches(talks, 3, TOKENIZER, []))
+    assert batch.tokens.shape == batch.weights.shape == batch.strengths.shape == (3, WIDTH)
+    length = len(encode(Example(asked, "I do not know."), TOKENIZER, []).tokens)
+    fits = WIDTH // length
+    padding = WIDTH - fits * length
+    assert batch.examples[0].tolist() == [one for one in range(fits) for _ in range(length)] + [-1] * padding
+    assert batch.positions[0].tolist() == [*range(length)] * fits + [0] * padding
+    assert batch.weights[0].tolist()[fits * length :] == [0.0] * padding
+
+
 def test_the_same_seed_gives_the_same_model_and_batches() -> None:
     state = torch.random.get_rng_state()
     one, same = make_model(TOKENIZER, 5), make_model(TOKENIZER, 5)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
     assert torch.equal(state, torch.random.get_rng_state())
-    first, second = (
-        next(batches(Corpus(RUBRIC, [], 3).policy(), 2, TOKENIZER, [], torch.Generator().manual_seed(3)))
-        for _ in range(2)
-    )
+    first, second = (next(batches(Corpus(RUBRIC, [], 3).policy(), 2, TOKENIZER, [])) for _ in range(2))
     assert torch.equal(first.tokens, second.tokens)
 
 
 def small_streams(worker: int) -> list[Stream]:
-    """For the workers of the test below, one of which is a process of its own."""
+    """For the workers of the tests below, some of which are processes of their own."""
+    corpus = Corpus(RUBRIC, [], 0)
+    return [Stream(batches(corpus.judge(), 1, TOKENIZER, PREFIX), PREFIX, GRADES)]
+
+
+def other_streams(worker: int) -> list[Stream]:
     corpus = Corpus(RUBRIC, [], worker)
-    return [Stream(batches(corpus.judge(), 2, TOKENIZER, [], torch.Generator().manual_seed(0)), [])]
+    return [Stream(batches(corpus.judge(), 1, TOKENIZER, PREFIX), PREFIX, GRADES)]
 
 
-def test_training_is_the_same_each_time_and_a_second_worker_counts() -> None:
-    trained = []
-    for workers in (1, 1, 2):
-        model = make_model(TOKENIZER, seed=0)
-        train(model, small_streams, steps=1, lr=1e-3, workers=workers)
-        trained.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
-    alone, same, together = trained
-    assert torch.equal(alone, same)
-    assert not torch.equal(alone, together)
+def failing_streams(worker: int) -> list[Stream]:
+    if worker:
+        raise ValueError("no corpus here")
+    return small_streams(worker)
+
+
+@cache
+def trained(streams, workers: int, time: int = 1) -> list[torch.Tensor]:
+    model = make_model(TOKENIZER, seed=0)
+    train(model, streams, steps=2, lr=1e-2, workers=workers)
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+def test_two_workers_of_one_mind_move_all_weights_as_one_would() -> None:
+    alone, together = trained(small_streams, 1), trained(small_streams, 2)
+    for before, one, both in zip(make_model(TOKENIZER, seed=0).parameters(), alone, together, strict=True):
+        assert torch.equal(one, both) and not torch.equal(one, before)
+
+
+def test_training_is_the_same_each_time_and_a_second_workers_batches_count() -> None:
+    first, again = trained(other_streams, 2, time=1), trained(other_streams, 2, time=2)
+    assert all(map(torch.equal, first, again))
+    assert not any(map(torch.equal, first, trained(small_streams, 2)))
+
+
+def test_the_failure_of_a_worker_ends_the_training(capfd) -> None:
+    with pytest.raises(RuntimeError, match="another worker"):
+        train(make_model(TOKENIZER, seed=0), failing_streams, steps=1, lr=1e-3)
+    assert "no corpus here" in capfd.readouterr().err

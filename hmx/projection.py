@@ -1,0 +1,88 @@
+"""Linear layers that read the same input, multiplied as one, with what their adapters add."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hmx.lora.layer import LoRALinear
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Linear layers as one: x Wᵀ + scaling · x Aᵀ Bᵀ."""
+
+    weight: torch.Tensor
+    """[out, in], the layers' matrices one below the other."""
+    A: torch.Tensor | None
+    """[n · r, in], those of n adapted layers one below the other; None if no adapter is on."""
+    B: torch.Tensor | None
+    """[out, n · r], block-diagonal."""
+    scaling: float
+
+    @classmethod
+    def of(cls, *layers: nn.Linear | LoRALinear) -> "Projection":
+        weight = stacked([base_of(layer) for layer in layers])
+        adapters = [layer for layer in layers if _is_on(layer)]
+        if not adapters:
+            return cls(weight, None, None, 0.0)
+        dtype, scaling = weight.dtype, adapters[0].scaling
+        if dtype == torch.float32 and not torch.is_grad_enabled():
+            return cls(_merged(weight, layers), None, None, 0.0)
+        # In the base's dtype, to which autocast would cast A and B at every use.
+        A = torch.cat([layer.lora_A for layer in adapters]).to(dtype)
+        blocks = [layer.lora_B if _is_on(layer) else layer.weight.new_zeros(len(layer.weight), 0) for layer in layers]
+        return cls(weight, A, torch.block_diag(*blocks).to(dtype), scaling)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        h = F.linear(x, self.weight)
+        return h if self.A is None else torch.add(h, F.linear(F.linear(x, self.A), self.B), alpha=self.scaling)
+
+
+def stacked(layers: Sequence[nn.Linear]) -> torch.Tensor:
+    """The layers' weights one below the other, as one matrix [out, in] that *is* their memory.
+
+    At the first use the weights are moved next to each other and each becomes a view of its part: no second copy of a
+    model that may fill the GPU, and no copy that could grow stale when somebody writes to a weight. In FP32 on a CPU
+    the matrix lies in memory column by column, with which the product for a few rows is quicker.
+    """
+    weights = [layer.weight for layer in layers]
+    first, (rows, columns) = weights[0], (sum(map(len, weights)), weights[0].shape[1])
+    by_column = first.device.type == "cpu" and first.dtype == torch.float32
+    strides = (1, rows) if by_column else (columns, 1)
+    begin, memory = first.storage_offset(), first.untyped_storage().data_ptr()
+    for weight in weights:
+        beside = weight.untyped_storage().data_ptr() == memory and weight.storage_offset() == begin
+        if not (beside and weight.stride() == strides):
+            break
+        begin += len(weight) * strides[0]
+    else:
+        return first.detach().as_strided((rows, columns), strides)
+    whole = torch.cat([weight.detach() for weight in weights])
+    if by_column:
+        whole = whole.T.contiguous().T
+    for weight, part in zip(weights, whole.split([len(weight) for weight in weights]), strict=True):
+        weight.data = part
+    return whole
+
+
+def _merged(weight: torch.Tensor, layers: Sequence[nn.Linear | LoRALinear]) -> torch.Tensor:
+    """The layers' W + scaling · B A one below the other, in a new matrix: for FP32 alone, whose rounding is far below
+    what can be noticed, and for as long as a decoder lives.
+    """
+    merged = weight.clone()
+    for layer, part in zip(layers, merged.split([base_of(layer).out_features for layer in layers]), strict=True):
+        if _is_on(layer):
+            part.addmm_(layer.lora_B, layer.lora_A, alpha=layer.scaling)
+    return merged
+
+
+def base_of(layer: nn.Linear | LoRALinear) -> nn.Linear:
+    """The layer itself, or what its adapter adapts."""
+    return layer.base if isinstance(layer, LoRALinear) else layer
+
+
+def _is_on(layer: nn.Module) -> bool:
+    return isinstance(layer, LoRALinear) and layer.enabled
