@@ -1,9 +1,6 @@
 """From a seed to the folder with the embedded model: corpus, tokenizer, pre-training, files."""
 
-import os
 import random
-import shutil
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,12 +69,11 @@ def _mixed(interviews: Iterator[Example], rng: random.Random) -> Iterator[Exampl
 def build(rubric: Rubric, found: Path, folder: Path, seed: int, steps: int) -> None:
     """Train the embedded model and write it to `folder` in the hub's format, weights in FP16.
 
-    Raises `UserError` if the folder exists, or there is no C++ compiler.
+    Raises `UserError` if the folder exists, or PyTorch can't compile here.
     """
     if folder.exists():
         raise UserError(f"{folder} exists; name a new folder for the model.")
-    if not shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")):
-        raise UserError("PyTorch compiles the pre-training, and there is no C++ compiler; install g++, or set CXX.")
+    require_compiler()
     start = time.monotonic()
     texts = read_found(found)
     tokenizer = _new_tokenizer(rubric, texts)
@@ -97,6 +93,18 @@ def build(rubric: Rubric, found: Path, folder: Path, seed: int, steps: int) -> N
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     print(f"{folder}: {time.monotonic() - start:.0f} s", flush=True)
+
+
+def require_compiler() -> None:
+    """Raise `UserError` if PyTorch can't compile here."""
+    try:
+        torch.compile(torch.neg, dynamic=False)(torch.zeros(8))
+    except Exception as error:  # there are many kinds, by what is missing
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"PyTorch compiles the pre-training, which fails here ({reason}). It needs a C++ compiler, g++ or what the "
+            "variable CXX names, and Python's headers."
+        ) from None
 
 
 def _new_tokenizer(rubric: Rubric, found: list[str]) -> PreTrainedTokenizerBase:

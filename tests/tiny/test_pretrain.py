@@ -1,6 +1,5 @@
 """Pre-training computes what transformers would, learns what it should, and does so alike each time."""
 
-import shutil
 from functools import cache
 from itertools import cycle, islice
 
@@ -9,8 +8,10 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
+from hmx.errors import UserError
 from hmx.judge.rubric import Rubric
 from hmx.prompts import encode_chat
+from hmx.tiny.build import build, require_compiler
 from hmx.tiny.corpus import Corpus, Example
 from hmx.tiny.forward import hidden_states, layer_forward
 from hmx.tiny.pretrain import Stream, grade_loss, make_model, probe_loss, token_loss, train
@@ -56,8 +57,11 @@ def test_an_example_among_others_behind_a_prefix_is_what_it_would_be_alone() -> 
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_layers_compute_the_same() -> None:
+    try:
+        require_compiler()
+    except UserError as error:
+        pytest.skip(str(error))
     model = make_model(TOKENIZER, seed=0)
     model.model.layers = model.model.layers[:1]
     batch = packed([encode(example, TOKENIZER, PREFIX) for example in GRADINGS[:4]])
@@ -66,6 +70,16 @@ def test_compiled_layers_compute_the_same() -> None:
         states = hidden_states(model, batch, PREFIX, torch.float32, layer)
         gradients.append(gradient_of(model, token_loss(model, batch, states)[0]))
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-3)
+
+
+def test_where_nothing_can_be_compiled_the_build_says_so(monkeypatch, tmp_path) -> None:
+    def fail(*arguments, **options):
+        raise RuntimeError("no g++ here\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(UserError, match=r"fails here \(no g\+\+ here\)\. It needs a C"):
+        build(RUBRIC, tmp_path / "found.jsonl", tmp_path / "model", seed=0, steps=1)
+    assert not (tmp_path / "model").exists()
 
 
 def test_the_gradient_goes_through_the_prefix() -> None:
