@@ -5,7 +5,10 @@ import os
 import sys
 from pathlib import Path
 
+from hmx.errors import UserError, command
 
+
+@command("Stopped. What was measured is kept; the same command goes on.")
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Looks through the runs, selects each seed's checkpoints by evaluation reward and KL, shows curves "
@@ -33,47 +36,37 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from hmx.errors import UserError  # imported late, so that --help answers at once
+    # Imported late, so that --help answers at once.
+    from hmx.evaluation import campaign as work
+    from hmx.evaluation.pairs import find_models
+    from hmx.evaluation.report import found, progress, write_report
+    from hmx.evaluation.suites import suite_named, suite_of
 
-    try:
-        from hmx.evaluation import campaign as work
-        from hmx.evaluation.pairs import find_models
-        from hmx.evaluation.report import found, progress, write_report
-        from hmx.evaluation.suites import suite_named, suite_of
-
-        if given.limit is not None and given.limit < 1:
-            raise UserError(f"--limit must be at least 1, not {given.limit}.")
-        if given.threshold is not None and not 0 <= given.threshold <= 10:
-            raise UserError(f"--threshold must lie from 0 to 10, not {given.threshold}.")
-        chosen = None if given.suite is None else suite_named(given.suite)
-        models, odd = find_models(given.runs, given.threshold, given.rule)
-        _require_folder(given.out or Path(given.runs))
-        print(found(models), end="\n\n", flush=True)
-        suites = [chosen or suite_of(model.config) for model in models]
-        campaign = work.plan(models, suites, given.limit, given.baseline)
-        print(progress(campaign), end="\n\n", flush=True)
-        if not given.tables_only:
-            lacking = work.needs(campaign)
-            _list("Left out", [*odd, *campaign.problems, *(each for many in lacking.values() for each in many)])
-            quiet = given.plain or not sys.stderr.isatty()
-            campaign = work.carry_out(campaign, lacking, given.limit, quiet)
-        report, unreadable = write_report(campaign, models, given.limit, given.out)
-        print(report)
-        _list("To know", work.remarks(campaign))
-        _list("Left out", [*odd, *unreadable, *campaign.problems])
-        return 1 if campaign.problems else 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped. What was measured is kept; the same command goes on.", file=sys.stderr)
-        return 130
+    if given.limit is not None and given.limit < 1:
+        raise UserError(f"--limit must be at least 1, not {given.limit}.")
+    if given.threshold is not None and not 0 <= given.threshold <= 10:
+        raise UserError(f"--threshold must lie from 0 to 10, not {given.threshold}.")
+    chosen = None if given.suite is None else suite_named(given.suite)
+    models, odd = find_models(given.runs, given.threshold, given.rule)
+    _require_folder(given.out or Path(given.runs))
+    print(found(models), end="\n\n", flush=True)
+    suites = [chosen or suite_of(model.config) for model in models]
+    campaign = work.plan(models, suites, given.limit, given.baseline)
+    print(progress(campaign), end="\n\n", flush=True)
+    if not given.tables_only:
+        lacking = work.needs(campaign)
+        _list("Left out", [*odd, *campaign.problems, *(each for many in lacking.values() for each in many)])
+        quiet = given.plain or not sys.stderr.isatty()
+        campaign = work.carry_out(campaign, lacking, given.limit, quiet)
+    report, unreadable = write_report(campaign, models, given.limit, given.out)
+    print(report)
+    _list("To know", work.remarks(campaign))
+    _list("Left out", [*odd, *unreadable, *campaign.problems])
+    return 1 if campaign.problems else 0
 
 
 def _require_folder(folder: Path) -> None:
     """Refuse a place where nothing can be written, before hours are spent."""
-    from hmx.errors import UserError
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".probe").touch()

@@ -5,7 +5,10 @@ import json
 import os
 import sys
 
+from hmx.errors import UserError, command
 
+
+@command("Stopped at once; --resume goes on from the last checkpoint, if there is one.")
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Trains a LoRA adapter with GRPO on grades that the same model, its adapter switched off, gives to "
@@ -59,48 +62,38 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from hmx.errors import UserError  # imported late, so that --help answers at once
+    # Imported late, so that --help answers at once.
+    from hmx.config import load_config
 
-    try:
-        from hmx.config import load_config
+    _require_matching(given)
+    shortcuts = {
+        "run.direction": given.direction,
+        "run.seed": given.seed,
+        "study.seeds": given.seeds,
+        "study.directions": given.directions,
+    }
+    overrides = [f"{key}={json.dumps(value)}" for key, value in shortcuts.items() if value is not None]
+    config = load_config(given.config, [*given.set, *overrides])
+    if given.dry_run:
+        from hmx.plan import describe
 
-        _require_matching(given)
-        shortcuts = {
-            "run.direction": given.direction,
-            "run.seed": given.seed,
-            "study.seeds": given.seeds,
-            "study.directions": given.directions,
-        }
-        overrides = [f"{key}={json.dumps(value)}" for key, value in shortcuts.items() if value is not None]
-        config = load_config(given.config, [*given.set, *overrides])
-        if given.dry_run:
-            from hmx.plan import describe
+        print(describe(config))
+    if given.study:
+        from hmx import study
 
-            print(describe(config))
-        if given.study:
-            from hmx import study
+        runs = study.plan(config)
+        if not given.dry_run:
+            return 0 if study.carry_out(runs, given.plain, at_once=config.study.at_once) else 130
+        print(f"\nThe study's {len(runs)} runs\n{study.table(runs)}")
+    elif not given.dry_run:
+        from hmx.training import train_run
 
-            runs = study.plan(config)
-            if not given.dry_run:
-                return 0 if study.carry_out(runs, given.plain, at_once=config.study.at_once) else 130
-            print(f"\nThe study's {len(runs)} runs\n{study.table(runs)}")
-        elif not given.dry_run:
-            from hmx.training import train_run
-
-            return 0 if train_run(config, given.resume, given.plain).finished else 130
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped at once; --resume goes on from the last checkpoint, if there is one.", file=sys.stderr)
-        return 130
+        return 0 if train_run(config, given.resume, given.plain).finished else 130
+    return 0
 
 
 def _require_matching(given: argparse.Namespace) -> None:
     """Refuse options that say nothing about what was asked for."""
-    from hmx.errors import UserError
-
     single, many = (given.seed, given.direction), (given.seeds, given.directions)
     if given.study and single != (None, None):
         raise UserError("A --study has --seeds and --directions; --seed and --direction are of a single run.")

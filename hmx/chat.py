@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from hmx.config import Config, resolve
-from hmx.errors import UserError
+from hmx.errors import UserError, command
 from hmx.evaluation.pairs import DIRECTIONS, find_pairs
 from hmx.export import chosen_step, require_base
 from hmx.judge import Rubric, SelfJudge
@@ -234,6 +234,7 @@ def talk(chat: Chat, lines: Iterable[str]) -> None:
             print("\n(stopped)")
 
 
+@command("Stopped.")
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(
@@ -256,24 +257,17 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--grade goes with --ask; in a conversation it is the command /grade")
     if given.ask is not None and not given.ask.strip():
         parser.error("the question of --ask is empty")
-    try:
-        config, speakers = speakers_of(given.runs, given.checkpoint)
-        chat = Chat(config, speakers, given.seed, lambda text: print(text, end="", flush=True))
-        torch.set_num_threads(config.model.threads or torch.get_num_threads())
-        if given.ask is not None:
-            chat.ask(given.ask)
-            if given.grade:
-                chat.grade()
-            return 0
-        print(f"{', '.join(speaker.name for speaker in speakers)} are listening. /help shows the commands.")
-        talk(chat, _typed())
+    config, speakers = speakers_of(given.runs, given.checkpoint)
+    chat = Chat(config, speakers, given.seed, lambda text: print(text, end="", flush=True))
+    torch.set_num_threads(config.model.threads or torch.get_num_threads())
+    if given.ask is not None:
+        chat.ask(given.ask)
+        if given.grade:
+            chat.grade()
         return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print()
-        return 130
+    print(f"{', '.join(speaker.name for speaker in speakers)} are listening. /help shows the commands.")
+    talk(chat, _typed())
+    return 0
 
 
 def _typed() -> Iterator[str]:

@@ -1,10 +1,36 @@
-"""The one exception for a user's mistake.
+"""The one exception for a user's mistake, and how a command ends.
 
 Everything that a user can get wrong (a config, a file, a model, an adapter, a run directory) raises `UserError` with
 one sentence that says what is wrong, where, and what to do. The commands print that sentence without a traceback;
 anything else that is raised is a bug of ours and keeps its traceback.
 """
 
+import functools
+import sys
+from collections.abc import Callable
+
 
 class UserError(Exception):
     """Bad input, explained in one sentence."""
+
+
+def command(stopped: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Make of a function the `main` of a command: its exit status is what the function returns, 2 with a sentence for a
+    user's mistake, and 130 with the sentence `stopped` for Ctrl-C.
+    """
+
+    def decorate(main: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(main)
+        def status(*arguments, **options) -> int:
+            try:
+                return main(*arguments, **options)
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                print(f"\n{stopped}", file=sys.stderr)
+                return 130
+
+        return status
+
+    return decorate

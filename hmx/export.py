@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from hmx.card import model_card
 from hmx.config import resolve
-from hmx.errors import UserError
+from hmx.errors import UserError, command
 from hmx.evaluation.pairs import pair_of
 from hmx.files import write_text
 from hmx.lora import adapters, detach, load_adapter
@@ -129,6 +129,7 @@ def chosen_step(run: Run, named: str) -> int:
     return int(named)
 
 
+@command("Stopped; nothing was written.")
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(
@@ -147,25 +148,18 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument("--merged", type=Path, metavar="OUT", help="write the whole model, the adapter in its weights")
     what.add_argument("--adapter", type=Path, metavar="OUT", help="write the adapter, with a model card")
     given = parser.parse_args(arguments)
-    try:
-        run = Run(given.run)
-        step = chosen_step(run, given.checkpoint)
-        if given.merged:
-            off = export_merged(run, step, given.merged)
-            print(
-                f"{given.merged}: step {step} of {run.folder}, merged. Loaded again, it is {off:.1e} nats a token off. "
-                "Its model card is in README.md."
-            )
-        else:
-            export_adapter(run, step, given.adapter)
-            print(f"{given.adapter}: step {step} of {run.folder}, with its model card in README.md.")
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped; nothing was written.", file=sys.stderr)
-        return 130
+    run = Run(given.run)
+    step = chosen_step(run, given.checkpoint)
+    if given.merged:
+        off = export_merged(run, step, given.merged)
+        print(
+            f"{given.merged}: step {step} of {run.folder}, merged. Loaded again, it is {off:.1e} nats a token off. "
+            "Its model card is in README.md."
+        )
+    else:
+        export_adapter(run, step, given.adapter)
+        print(f"{given.adapter}: step {step} of {run.folder}, with its model card in README.md.")
+    return 0
 
 
 def _checkpoint(run: Run, step: int) -> Path:

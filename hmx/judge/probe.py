@@ -13,7 +13,7 @@ from itertools import combinations
 from statistics import mean
 
 from hmx.config import PROJECT, load_config, resolve
-from hmx.errors import UserError
+from hmx.errors import command
 from hmx.judge.rubric import Rubric
 from hmx.judge.self_judge import SelfJudge
 
@@ -138,6 +138,7 @@ def describe(found: Probe) -> str:
     return "\n".join(lines)
 
 
+@command("Stopped.")
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(
@@ -150,21 +151,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one key; may be repeated"
     )
     given = parser.parse_args(arguments)
-    try:
-        from hmx.models import load_model
+    from hmx.models import load_model
 
-        config = load_config(given.config, given.set)
-        rubric = Rubric.load(resolve(config.judge.prompt_file))
-        model, tokenizer = load_model(config.model.path, config.model.precision, config.model.device)
-        judge = SelfJudge.of(config.judge, rubric, model, tokenizer)
-        print(f"{config.model.path} with {config.judge.prompt_file}\n\n{describe(probe(judge))}")
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        return 130
+    config = load_config(given.config, given.set)
+    rubric = Rubric.load(resolve(config.judge.prompt_file))
+    model, tokenizer = load_model(config.model.path, config.model.precision, config.model.device)
+    judge = SelfJudge.of(config.judge, rubric, model, tokenizer)
+    print(f"{config.model.path} with {config.judge.prompt_file}\n\n{describe(probe(judge))}")
+    return 0
 
 
 def _mean(grades: Sequence[float | None]) -> float | None:
