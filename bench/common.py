@@ -19,7 +19,7 @@ import torch
 
 from bench.models import MODELS
 from hmx.config import PROJECT
-from hmx.errors import UserError
+from hmx.errors import UserError, command
 from hmx.files import write_text
 
 RESULTS = PROJECT / "bench" / "results"
@@ -59,12 +59,7 @@ def parser(name: str, description: str, rounds: int, epilog: str = "") -> argpar
 
 def run(main: Callable[[list[str] | None], None], arguments: list[str] | None = None) -> int:
     """Exit status of a benchmark; a user's mistake is one sentence."""
-    try:
-        main(arguments)
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command("Stopped; nothing was kept.")(lambda: main(arguments) or 0)()
 
 
 def prepare(given: argparse.Namespace) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
 
-from bench.common import Timer, keep, parser, prepare, run, table
+from bench.common import Timer, interleave, keep, parser, prepare, run, table
 from bench.models import load, settings
-from bench.ours import Laps, our_step, our_trainer, step_overrides
+from bench.ours import Laps, our_trainer, step_overrides
 from hmx.errors import UserError
 from hmx.evaluation.benchmark import Subject
 from hmx.evaluation.likelihoods import likelihoods
@@ -44,8 +44,8 @@ BENCHMARKS = (
     Size("EQ-Bench and ToxiGen", 171 * 400 + 940 * 50, 171 * 80),
     Size("SycophancyEval", 9085 * 50 + 1817 * 330, (9085 + 1817) * 256),
 )
-"""Rows and limits as lm-eval 0.4.13's task files and the data sets have them, SycophancyEval's limit as we do; a
-prompt's tokens are about a quarter of its letters.
+"""Rows and limits are those of the data sets and of lm-eval 0.4.13's task files, for SycophancyEval our own limit. A
+prompt has about a quarter as many tokens as letters.
 """
 
 
@@ -73,13 +73,13 @@ def main(arguments: list[str] | None = None) -> None:
     overrides = step_overrides(given.model != "tiny", given.length, checkpointing=False)
     config = settings(given.model, given.device, given.precision, *overrides)
     timer = Timer(given.device, given.clock)
-    loaded, laps = load(given.model, given.device, given.precision), Laps(timer)
-    trainer = our_trainer(config, loaded, laps, fixed=True)
+    loaded = load(given.model, given.device, given.precision)
+    trainer = our_trainer(config, loaded, Laps(timer), fixed=True)
 
     def seconds(action: Callable[[], object]) -> float:
-        return median([timer.seconds(action) for _ in range(given.warmup + given.rounds)][given.warmup :])
+        return median(interleave({"": action}, given.rounds, given.warmup, timer)[""])
 
-    step = seconds(lambda: our_step(trainer, laps, 1))
+    step = seconds(lambda: trainer.step(1))
     evaluation = seconds(lambda: trainer.evaluate(0, 0))
     rates = measure(Subject.on_card(loaded.model, loaded.tokenizer), given.length, given.replies, seconds)
 

@@ -100,7 +100,7 @@ def require_compiler() -> None:
     try:
         torch.compile(torch.neg, dynamic=False)(torch.zeros(8))
     except Exception as error:  # there are many kinds, by what is missing
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"PyTorch compiles the pre-training, which fails here ({reason}). It needs a C++ compiler, g++ or what the "
             "variable CXX names, and Python's headers."

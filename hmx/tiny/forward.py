@@ -1,8 +1,8 @@
 """The forward pass of Qwen3 for pre-training on two CPU cores: matrix products in BF16, nearly all else in FP32.
 
 Examples lie one behind the other in rows of one length, and each sees itself alone, and the prefix if there is one. So
-all batches have the same shape, and `torch.compile` can make one kernel of what stands between two matrix products,
-which nearly halves the time. The tests hold it to what `transformers` computes.
+all batches have the same shape, and `torch.compile` can make one kernel of what stands between two matrix products. The
+tests hold it to what `transformers` computes.
 """
 
 from collections.abc import Callable

@@ -13,7 +13,7 @@ from hmx.tiny.corpus import Example
 from hmx.tiny.world import CATEGORIES, read
 
 WIDTH = 128
-"""Tokens of a row. No conversation of the corpus is longer, and of the gradings, less their prefix, 2 in 1,000."""
+"""Tokens of a row. No conversation of the corpus is longer, and of the gradings, less their prefix, hardly one."""
 _WAITING = 150
 """Examples to choose from for a row, so that little is padding."""
 GARBLED, WHOLE, BROKEN, ABOUT = 11, 12, 13, 14

@@ -267,6 +267,7 @@ def failing_streams(worker: int) -> list[Stream]:
 
 @cache
 def trained(streams, workers: int, time: int = 1) -> list[torch.Tensor]:
+    """The weights after two steps; another `time` trains anew instead of remembering."""
     model = make_model(TOKENIZER, seed=0)
     train(model, streams, steps=2, lr=1e-2, workers=workers)
     return [parameter.detach() for parameter in model.parameters()]
