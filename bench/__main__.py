@@ -27,7 +27,7 @@ SETS = {
         "train --model qwen3-50m --lengths 32 128 --rounds 2 --warmup 1",
         "growth --model tiny --models qwen3-50m --threads 1 --rounds 3 --warmup 1",
         "evaluation --model tiny --threads 1",
-        "evaluation --model qwen3-50m --contexts 8 --replies 16 --rounds 1 --warmup 1",
+        "evaluation --model qwen3-50m --contexts 8 --replies 40 --rounds 1 --warmup 1",
         "study --model qwen3-0.6b --replies 16 --rounds 1 --warmup 0",
     ),
     "cuda": (
@@ -43,7 +43,7 @@ SETS = {
         "memory --model llama-3.2-3b --cap 16 --warmup 0 --no-evaluation",
         "memory --model gemma-2-2b --cap 16 --warmup 0 --no-evaluation",
         "growth --model qwen3-0.6b --lengths 32 64 128 --groups 4 8 --models qwen3-4b qwen3-8b --rounds 1 --warmup 1",
-        "evaluation --model qwen3-0.6b --contexts 20 --replies 24 --rounds 1 --warmup 1",
+        "evaluation --model qwen3-0.6b --contexts 20 --replies 40 --rounds 1 --warmup 1",
         "study --model qwen3-0.6b --rounds 1 --warmup 1",
         "study --model gemma-2-2b --rounds 1 --warmup 1",
         "study --model llama-3.2-3b --rounds 1 --warmup 1",

@@ -4,6 +4,7 @@ import logging
 import random
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from bench.common import Ratio, Summary, Timer, interleave, keep, parser, prepare, require, run, table
 from bench.models import Loaded, load
@@ -27,20 +28,25 @@ _UNKNOWN = (
 )
 _LIMITS = ((48, ("\n",)), (32, (".", "\n\n")), (16, ("?",)))
 """Of the generation requests in turn: new tokens at most, and what ends a reply."""
+_SHOTS = 5
+"""Examples in front of each of the few-shot requests."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parser(
         "evaluation",
-        "Times the two kinds of request that benchmarks make, on rows made here: multiple choice with 12 choices to "
-        "a shared context, as BBQ has, and greedy replies with stop strings and several limits. Ours is SubjectLM, "
-        "theirs lm-eval's own HFLM with the same weights, in one process, in turns. The ratio is taken to HFLM's "
-        "fastest batch size; what both return is compared too.",
+        "Times the kinds of request that benchmarks make, on rows made here: multiple choice with 12 choices to a "
+        "shared context, as BBQ has, greedy replies with stop strings and several limits, and such replies behind "
+        f"{_SHOTS} examples that all prompts share. Ours is SubjectLM, theirs lm-eval's own HFLM with the same "
+        "weights, in one process, in turns. The ratio is taken to HFLM's fastest batch size; what both return is "
+        "compared too.",
         rounds=3,
     )
     options.add_argument("--contexts", type=int, default=40, metavar="N", help="each with 12 choices (default: 40)")
-    options.add_argument("--replies", type=int, default=60, metavar="N", help="generation requests (default: 60)")
+    options.add_argument(
+        "--replies", type=int, default=60, metavar="N", help="generation requests of each kind (default: 60)"
+    )
     options.add_argument(
         "--hflm-batches", type=int, nargs="+", default=[8, 32], metavar="B", help="of HFLM (default: 8 32)"
     )
@@ -52,9 +58,13 @@ def main(arguments: list[str] | None = None) -> None:
 
     timer, models = Timer(given.device, given.clock), both(given)
     rows, measured = [], {}
-    for kind, ask in (("multiple choice", multiple_choice), ("replies", replies)):
+    kinds = {
+        "multiple choice": (multiple_choice, given.contexts),
+        "replies": (replies, given.replies),
+        "few-shot replies": (partial(replies, shots=_SHOTS), given.replies),
+    }
+    for kind, (ask, count) in kinds.items():
         found: dict[str, list] = {}
-        count = given.contexts if ask is multiple_choice else given.replies
         contenders = {name: ask(model, count, found, name) for name, model in models.items()}
         seconds = interleave(contenders, given.rounds, given.warmup, timer)
         best = min((name for name in models if name != "ours"), key=lambda name: Summary.of(seconds[name]).median)
@@ -114,23 +124,30 @@ def multiple_choice(model, contexts: int, found: dict[str, list], name: str) -> 
     return score
 
 
-def replies(model, count: int, found: dict[str, list], name: str) -> Callable[[], None]:
-    """Greedy replies to questions of several lengths; puts the texts into `found[name]`."""
+def replies(model, count: int, found: dict[str, list], name: str, shots: int = 0) -> Callable[[], None]:
+    """Greedy replies to questions of several lengths, behind the same `shots` examples; puts the texts into
+    `found[name]`.
+    """
     draw, pairs = random.Random(1), []
+    examples = "".join(f"{_question(draw)}\nNothing much.\n\n" for _ in range(shots))
     for i in range(count):
         limit, stops = _LIMITS[i % len(_LIMITS)]
-        story = " ".join(
-            f"The {draw.choice(_PEOPLE)} {draw.choice(_THINGS)} at the {draw.choice(_PLACES)}."
-            for _ in range(draw.randint(1, 8))
-        )
         wanted = {"until": list(stops), "max_gen_toks": limit, "do_sample": False, "temperature": 0.0}
-        pairs.append((_prompt(model, f"{story} What do you feel about that?"), wanted))
+        pairs.append((_prompt(model, examples + _question(draw)), wanted))
     requests = _requests("generate_until", pairs)
 
     def reply() -> None:
         found[name] = [text.strip() for text in model.generate_until(requests, disable_tqdm=True)]
 
     return reply
+
+
+def _question(draw: random.Random) -> str:
+    story = " ".join(
+        f"The {draw.choice(_PEOPLE)} {draw.choice(_THINGS)} at the {draw.choice(_PLACES)}."
+        for _ in range(draw.randint(1, 8))
+    )
+    return f"{story} What do you feel about that?"
 
 
 def agree(ours: Sequence, theirs: Sequence) -> str:

@@ -126,7 +126,7 @@ def _policy(name: str, asked: list[tuple[str, str]], model, tokenizer, judge: Se
     print_figure("the same for a category at random", f"{mean(any_other):.0%}")
     for at in range(0, len(answers), len(answers) // _SHOWN):
         print(f"    {asked[at // _REPEATS][0]}\n        [{examined[at].grade:.0f}] {answers[at]}")
-    _compare("of these answers", judge, [question for question, _ in asked for _ in range(_REPEATS)][::4], answers[::4])
+    _compare("of these answers", judge, [question for question, _ in asked for _ in range(_REPEATS)], answers)
 
 
 def _world_questions(seed: int) -> list[tuple[str, str]]:

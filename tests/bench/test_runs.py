@@ -93,7 +93,7 @@ def test_evaluation_beside_lm_evals_own_model(tmp_path):
     choices, replies = kept["multiple choice"], kept["replies"]
     assert choices["requests"] == 24 and choices["fastest"] == "HFLM at 4"
     assert float(choices["agreement"].removeprefix("within ")) < 1e-3
-    assert replies["agreement"] == "3 of 3 alike"
+    assert replies["agreement"] == kept["few-shot replies"]["agreement"] == "3 of 3 alike"
 
 
 def test_the_hours_of_a_study_are_what_its_parts_take_as_often_as_they_are_asked_for(tmp_path, capsys):
