@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rule", choices=("paper", "same_step"), help="select by this rule instead of the configs'")
     parser.add_argument("--baseline", action="store_true", help="evaluate the untouched base models too")
     parser.add_argument("--tables-only", action="store_true", help="evaluate nothing, show what there is")
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help="where to write (default: beside the runs)")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="where the tables go (default: beside the runs)")
     parser.add_argument("--plain", action="store_true", help="no progress bar, a line for each result instead")
     given = parser.parse_args(arguments)
 
@@ -48,12 +48,14 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"--threshold must lie from 0 to 10, not {given.threshold}.")
     chosen = None if given.suite is None else suite_named(given.suite)
     models, odd = find_models(given.runs, given.threshold, given.rule)
-    _require_folder(given.out or Path(given.runs))
+    _require_folder(given.out or Path(given.runs), "name another folder by --out")
     print(found(models), end="\n\n", flush=True)
     suites = [chosen or suite_of(model.config) for model in models]
     campaign = work.plan(models, suites, given.limit, given.baseline)
     print(progress(campaign), end="\n\n", flush=True)
     if not given.tables_only:
+        for folder in {job.checkpoint.folder for job in campaign.to_do}:
+            _require_folder(folder, "results are kept beside their runs, so copy those to a folder of your own")
         lacking = work.needs(campaign)
         _list("Left out", [*odd, *campaign.problems, *(each for many in lacking.values() for each in many)])
         quiet = given.plain or not sys.stderr.isatty()
@@ -65,16 +67,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if campaign.problems else 0
 
 
-def _require_folder(folder: Path) -> None:
+def _require_folder(folder: Path, advice: str) -> None:
     """Refuse a place where nothing can be written, before hours are spent."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".probe").touch()
         (folder / ".probe").unlink()
     except OSError as error:
-        raise UserError(
-            f"Nothing can be written to {folder} ({error.strerror}); name another folder by --out."
-        ) from None
+        raise UserError(f"Nothing can be written to {folder} ({error.strerror}); {advice}.") from None
 
 
 def _list(title: str, sentences: list[str]) -> None:

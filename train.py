@@ -8,7 +8,7 @@ import sys
 from hmx.errors import UserError, command
 
 
-@command("Stopped at once; --resume goes on from the last checkpoint, if there is one.")
+@command("Stopped; --resume, or the same --study, goes on from the last checkpoints.")
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Trains a LoRA adapter with GRPO on grades that the same model, its adapter switched off, gives to "
@@ -29,8 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--study",
         action="store_true",
-        help="train every seed in every direction, one after the other: skip what is finished, go on with what was "
-        "interrupted. The same command in a second terminal shares the work",
+        help="train every seed in every direction, study.at_once of them at a time: skip what is finished, go on with "
+        "what was interrupted. The same command in a second terminal shares the work",
     )
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="the seeds of --study (study.seeds)")
     parser.add_argument(
@@ -97,6 +97,10 @@ def _require_matching(given: argparse.Namespace) -> None:
     single, many = (given.seed, given.direction), (given.seeds, given.directions)
     if given.study and single != (None, None):
         raise UserError("A --study has --seeds and --directions; --seed and --direction are of a single run.")
+    for one in given.set:
+        key = one.partition("=")[0].strip()
+        if given.study and key in ("run.seed", "run.direction"):
+            raise UserError(f"A --study trains all of study.seeds and study.directions; {key} is of a single run.")
     if not given.study and many != (None, None):
         raise UserError("--seeds and --directions belong to a --study; a single run has --seed and --direction.")
 

@@ -261,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
     chat = Chat(config, speakers, given.seed, lambda text: print(text, end="", flush=True))
     torch.set_num_threads(config.model.threads or torch.get_num_threads())
     if given.ask is not None:
-        chat.ask(given.ask)
+        chat.ask(_readable(given.ask))
         if given.grade:
             chat.grade()
         return 0
@@ -270,10 +270,19 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _readable(text: str) -> str:
+    """`text` with a question mark for every byte that was no UTF-8.
+
+    >>> _readable("caf" + chr(0xDCE9))  # as Python reads the byte E9
+    'caf?'
+    """
+    return text.encode(errors="replace").decode()
+
+
 def _typed() -> Iterator[str]:
     """Lines from the keyboard until Ctrl-D, or from a file, which are shown as if somebody had typed them."""
     if not sys.stdin.isatty():
-        for line in sys.stdin:
+        for line in map(_readable, sys.stdin):
             print(f"\n> {line.strip()}")
             yield line
         return
@@ -281,7 +290,7 @@ def _typed() -> Iterator[str]:
         import readline  # noqa: F401
     while True:
         try:
-            yield input("\n> ")
+            yield _readable(input("\n> "))
         except KeyboardInterrupt:
             print()
         except EOFError:

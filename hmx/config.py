@@ -48,7 +48,7 @@ class ModelConfig:
     """Of the frozen base weights and of autocast. The adapter and all losses are FP32 in any case."""
     device: str = key("auto")
     """auto takes a GPU if there is one; else a device as PyTorch calls it: cpu, cuda, cuda:1."""
-    threads: int = key(0, least=0)
+    threads: int = key(0, least=0, most=1024)
     """CPU threads of PyTorch; 0 leaves it the choice. Sums over other numbers of threads round differently."""
 
 
@@ -373,3 +373,5 @@ def _check_together(config: Config) -> None:
             raise UserError(f"study.{option} names one twice: {list(values)}.")
     if "/" in config.run.name or config.run.name in ("", ".", ".."):
         raise UserError(f"run.name = {config.run.name!r} must be the name of one folder.")
+    if len(config.run.name.encode()) > 255:
+        raise UserError(f"run.name is too long for a folder: {len(config.run.name.encode())} bytes, 255 at most.")

@@ -195,6 +195,10 @@ def _made_whole(target: Path) -> Iterator[Path]:
         raise UserError(f"The folder {target} can't be made ({error.strerror}).") from None
     try:
         yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        for weights in temporary.glob("*.safetensors"):  # which safetensors keeps from everybody else
+            weights.chmod(0o666 & ~mask)
         os.replace(temporary, target)
     except (OSError, SafetensorError) as error:
         raise UserError(f"The folder {target} can't be written ({error}).") from None

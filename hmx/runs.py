@@ -2,7 +2,7 @@
 
     runs/<config name>/<direction>-seed<k>/
         config.toml               the resolved config
-        run.json                  status, versions, hash of the initial adapter
+        run.json                  status, versions, hashes of the initial adapter and of what the run reads
         metrics.jsonl             one object a line, "kind": "step" or "eval"
         samples.jsonl             every answer with its grade
         checkpoints/step-<n>/     the adapter in PEFT's format and the training state after n steps
@@ -108,7 +108,11 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Within this context no other process can train this run; `Busy` if one is at it already."""
-        with open(self.folder / ".lock", "w") as lock:
+        try:
+            lock = open(self.folder / ".lock", "w")
+        except OSError as error:
+            raise UserError(f"Nothing can be written to the run's folder {self.folder} ({error.strerror}).") from None
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -153,6 +157,19 @@ class Run:
             found.append(record)
         return [record for record in found if kind is None or record["kind"] == kind]
 
+    def require_recorded(self, step: int, evaluations: list[int]) -> None:
+        """Raise `UserError` if a line is missing of what a run has recorded by its checkpoint after `step` steps;
+        `evaluations` are the steps after which it is evaluated.
+        """
+        due = {("step", n) for n in range(1, step + 1)} | {("eval", n) for n in evaluations if n < step}
+        for file in ("metrics.jsonl", "samples.jsonl"):
+            missing = due - {(record["kind"], record["step"]) for record in self.records(file)}
+            if missing:
+                raise UserError(
+                    f"{self.folder / file} lacks what was recorded at step {min(n for _, n in missing)}; the run can't "
+                    "go on unless the file is restored."
+                )
+
     def take_back_after(self, step: int) -> None:
         """Drop what was recorded after `step`, since it will happen again."""
         done = {(record["kind"], record["step"]) for record in self.records()}
@@ -180,15 +197,18 @@ class Run:
         """Write the checkpoint after `step` steps: the adapter, and the optimizer's state beside it."""
         tensors, numbers = state
         target = self.checkpoint(step)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        save_adapter(model, temporary, base_model)
-        write_safetensors(temporary / _STATE, tensors, {"numbers": json.dumps(numbers)})
-        aside = target.with_name(f".{target.name}.{os.getpid()}.old")
-        if target.exists():  # of the same step, from before an interruption
-            os.replace(target, aside)
-        os.replace(temporary, target)
-        shutil.rmtree(aside, ignore_errors=True)
+        temporary = target.with_name(f".{target.name}.tmp")  # whoever trains this run holds its lock
+        aside = target.with_name(f".{target.name}.old")
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            save_adapter(model, temporary, base_model)
+            write_safetensors(temporary / _STATE, tensors, {"numbers": json.dumps(numbers)})
+            if target.exists():  # of the same step, from before an interruption
+                os.replace(target, aside)
+            os.replace(temporary, target)
+            shutil.rmtree(aside, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         for step_before in self.steps():  # the adapter of each checkpoint is kept, the state only where a run can go on
             if step_before != step:
                 (self.checkpoint(step_before) / _STATE).unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """From a config to a trained run: everything is put together here, and nowhere else."""
 
+import errno
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from hmx.config import Config, resolve
 from hmx.errors import UserError
+from hmx.files import content_hash
 from hmx.grpo.records import Record
 from hmx.grpo.schedule import evaluation_steps
 from hmx.grpo.trainer import Trainer
@@ -55,16 +57,38 @@ def train_run(config: Config, resume: bool = False, plain: bool = False, initial
     if run.finished:
         print(f"The run {run.folder} is finished already.")
         return run
-    with _a_sentence_where_memory_ends():
-        return _train_in(run, config, plain, initial_adapter)
+    reads = _reads(config)
+    for what, words, path in (
+        ("base", "weights", config.model.path),
+        ("rubric", "words", config.judge.prompt_file),
+        ("questions", "questions", config.data.questions),
+    ):
+        if run.exists and run.info.get(what) not in (None, reads[what]):
+            raise UserError(
+                f"The run {run.folder} was begun with other {words} than {path} holds now; put back "
+                "what was there, or choose another --set run.name=…."
+            )
+    with _a_sentence_where_room_ends():
+        return _train_in(run, config, reads, plain, initial_adapter)
 
 
-def _train_in(run: Run, config: Config, plain: bool, initial_adapter: str | None) -> Run:
+def _reads(config: Config) -> dict[str, str | None]:
+    """What tells the files that a run reads from others: its two directions, and the same run after an interruption,
+    must find the same.
+    """
+    return {
+        "base": fingerprint(config.model.path),
+        "rubric": content_hash(Rubric.load(resolve(config.judge.prompt_file)).prompt),
+        "questions": content_hash(repr(Questions.load(resolve(config.data.questions)))),
+    }
+
+
+def _train_in(
+    run: Run, config: Config, reads: dict[str, str | None], plain: bool, initial_adapter: str | None
+) -> Run:
     """`train_run`, once the run may be started."""
     trainer = build_trainer(config)
-    fresh, base = adapter_hash(trainer.model), fingerprint(config.model.path)
-    if run.exists and run.info.get("base") not in (None, base):
-        raise UserError(f"The run {run.folder} was begun with other weights than {config.model.path} holds now.")
+    fresh = adapter_hash(trainer.model)
     if initial_adapter not in (None, fresh):
         raise UserError(
             f"The run {run.folder} would not start from the adapter that the other direction of its seed started from; "
@@ -74,10 +98,15 @@ def _train_in(run: Run, config: Config, plain: bool, initial_adapter: str | None
     with run.locked():
         start = run.latest_step()
         if run.steps():
+            if "initial_adapter" not in run.info:
+                raise UserError(
+                    f"{run.folder / 'run.json'} is damaged; the run can't go on unless the file is restored."
+                )
+            run.require_recorded(start, evaluation_steps(config, len(trainer.questions.train)))
             run.load(start, trainer.model, trainer.optimizer.load_state)
             print(f"Going on with {run.folder} after step {start}.")
         else:
-            run.note(initial_adapter=fresh, base=base)
+            run.note(initial_adapter=fresh, **reads)
             for sentence in probe(trainer.judge).warnings():
                 print(f"A warning about the judge: {sentence}.", file=sys.stderr)
         run.take_back_after(start)
@@ -91,9 +120,15 @@ def _train_in(run: Run, config: Config, plain: bool, initial_adapter: str | None
 
 
 @contextmanager
-def _a_sentence_where_memory_ends() -> Iterator[None]:
+def _a_sentence_where_room_ends() -> Iterator[None]:
     try:
         yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"The disk has no room ({error.strerror}); make some, and --resume goes on from the last checkpoint."
+        ) from None
     except torch.OutOfMemoryError:
         raise UserError(
             "The GPU's memory does not suffice, even in the smallest portions; --dry-run estimates what is needed, and "
@@ -203,6 +238,8 @@ def _evaluation_line(metrics: dict) -> str:
     if "eval_truth" in metrics:
         parts += [f"truth {metrics['eval_truth']:5.2f}", f"garbled {metrics['eval_garbled']:4.0%}"]
     parts += [f"KL {metrics['eval_kl']:.3f}", f"{metrics['eval_completion_tokens']:.0f} tokens"]
+    if metrics["eval_judge_invalid"]:
+        parts.append(f"{metrics['eval_judge_invalid']} unreadable grades")
     return "  ".join(parts)
 
 

@@ -51,6 +51,8 @@ def test_a_merged_model_is_the_adapted_one_and_needs_nothing_of_ours(trained, tm
     torch.testing.assert_close(logits(merged), logits(adapted), rtol=0, atol=1e-4)
     assert (logits(adapted) - base).abs().max() > 1e-3, "the adapter does nothing"
     assert sorted(path.name for path in (tmp_path / "out").glob("*.safetensors")) == ["model.safetensors"]
+    weights, card = (tmp_path / "out" / name for name in ("model.safetensors", "README.md"))
+    assert weights.stat().st_mode == card.stat().st_mode  # who may read one may read the other
 
 
 def test_half_precision_is_kept_and_close_enough(trained, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Files that are replaced as a whole or not at all."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,6 +37,8 @@ def test_tensors_come_back_bitwise_with_dtype_and_metadata(tmp_path):
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"format": "pt", "step": "3"}
     assert list(tmp_path.iterdir()) == [path]
+    files.write_text(tmp_path / "note.txt", "")
+    assert path.stat().st_mode == (tmp_path / "note.txt").stat().st_mode  # who may read one may read the other
 
 
 @pytest.mark.parametrize("moment", ["while writing", "before the rename"])
@@ -44,8 +47,8 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, momen
     files.write_safetensors(path, {"a": torch.zeros(2)})
     before = path.read_bytes()
 
-    def half_of_it(tensors, target, metadata):
-        target.write_bytes(b"half")
+    def half_of_it(target, content):
+        target.write_text("half")
         raise OSError("no space left")
 
     def refused(source, target):
@@ -53,7 +56,7 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, momen
         raise OSError("refused")
 
     if moment == "while writing":
-        monkeypatch.setattr(files, "save_file", half_of_it)
+        monkeypatch.setattr(Path, "write_bytes", half_of_it)
     else:
         monkeypatch.setattr(os, "replace", refused)
     with pytest.raises(OSError):

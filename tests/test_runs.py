@@ -1,5 +1,6 @@
 """A run's folder: what it holds, how a run goes on, and what can be wrong with it."""
 
+import errno
 import json
 import os
 import signal
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hmx import training
+from hmx import runs, training
 from hmx.config import load_config
 from hmx.errors import UserError
 from hmx.lora import adapter_hash, load_adapter
@@ -152,6 +153,74 @@ def test_a_folder_of_another_config_is_refused_by_the_key_that_differs(tmp_path)
     train_run(small_config(tmp_path))
     with pytest.raises(UserError, match=r"belongs to another config \(there rank = 2, here rank = 3\)"):
         train_run(small_config(tmp_path, "lora.rank=3"), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("rubric.txt", "How polite? {question} {answer}", "was begun with other words than"),
+        (
+            "questions.toml",
+            '[[category]]\nname = "a"\ntrain = ["Who?", "What?", "Why?"]\nheld_out = ["Where?"]\n',
+            "was begun with other questions than",
+        ),
+    ],
+)
+def test_a_run_goes_on_with_nothing_but_what_it_was_begun_with(tmp_path, monkeypatch, file, text, says):
+    rubric = tmp_path / "rubric.txt"
+    rubric.write_text("How strong? {question} {answer}")
+    config = small_config(tmp_path, f"judge.prompt_file={rubric}")
+    interrupted(config, 3, monkeypatch)
+    before = (tmp_path / file).read_text()
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=says):
+        train_run(config, resume=True)
+    (tmp_path / file).write_text(before)
+    assert train_run(config, resume=True).finished
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize(("lost", "step"), [(lambda line: True, 0), (lambda line: '"step": 2,' in line, 2)])
+def test_a_run_does_not_go_on_without_what_it_has_recorded(tmp_path, monkeypatch, file, lost, step):
+    config = small_config(tmp_path)
+    run = interrupted(config, 3, monkeypatch)
+    whole = (run.folder / file).read_text()
+    (run.folder / file).write_text("".join(line for line in whole.splitlines(True) if not lost(line)))
+    with pytest.raises(UserError, match=f"{file} lacks what was recorded at step {step}"):
+        train_run(config, resume=True)
+    (run.folder / file).unlink()
+    with pytest.raises(UserError, match=f"{file} lacks what was recorded at step 0"):
+        train_run(config, resume=True)
+    (run.folder / file).write_text(whole)
+    assert train_run(config, resume=True).finished
+
+
+def test_a_run_does_not_go_on_without_its_facts(tmp_path, monkeypatch):
+    config = small_config(tmp_path)
+    run = interrupted(config, 3, monkeypatch)
+    (run.folder / "run.json").write_text("")
+    with pytest.raises(UserError, match="run.json is damaged"):
+        train_run(config, resume=True)
+
+
+def test_a_full_disk_gets_a_sentence_and_leaves_no_half_of_a_checkpoint(tmp_path, monkeypatch):
+    config = small_config(tmp_path)
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(runs, "write_safetensors", full)
+        with pytest.raises(UserError, match=r"no room \(No space left on device\).*--resume"):
+            train_run(config)
+    assert list((Run(config.run_folder).folder / "checkpoints").iterdir()) == []
+    assert train_run(config, resume=True).finished
+
+
+def test_a_folder_in_which_nothing_can_be_written_gets_a_sentence(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match="Nothing can be written to the run's folder"), Run(tmp_path).locked():
+        pass
 
 
 def test_a_broken_training_state_gets_its_sentence(tmp_path, monkeypatch):

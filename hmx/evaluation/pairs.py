@@ -6,6 +6,7 @@ What is odd about a run gets a sentence and stands in nobody's way.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hmx.config import Config, to_toml
 from hmx.errors import UserError
@@ -149,15 +150,24 @@ def _pair(place: Path, seed: int, threshold: float | None, rule: str | None) -> 
         records = run.records(kind="eval")
         if not records:
             raise UserError(f"{run.folder} has no evaluation yet, so its seed is left out.")
-        if not all({"eval_reward", "eval_kl", "epoch"} <= record.keys() for record in records):
+        if not all(map(_measured, records)):
             raise UserError(f"{run.folder} has evaluations without reward or KL, so its seed is left out.")
     forward, reverse = runs
     if _settings(forward) != _settings(reverse):
         raise UserError(f"{forward.folder} and {reverse.folder} had different settings, so they can't be compared.")
-    for what, words in (("initial_adapter", "start from the same adapter"), ("base", "have the same base model")):
-        if forward.info.get(what) != reverse.info.get(what) or (
-            what == "initial_adapter" and not forward.info.get(what)
-        ):
+    for run in runs:
+        if not run.info.get("initial_adapter"):
+            raise UserError(
+                f"{run.folder / 'run.json'} does not say from which adapter the run started, so its seed is left out; "
+                "restore the file."
+            )
+    for what, words in (
+        ("initial_adapter", "start from the same adapter"),
+        ("base", "have the same base model"),
+        ("rubric", "have the same rubric"),
+        ("questions", "have the same questions"),
+    ):
+        if not _alike(forward.info.get(what), reverse.info.get(what)):
             raise UserError(f"{forward.folder} and {reverse.folder} did not {words}, so they can't be compared.")
     if not {one["step"] for one in forward.records(kind="eval")} & {
         one["step"] for one in reverse.records(kind="eval")
@@ -168,6 +178,17 @@ def _pair(place: Path, seed: int, threshold: float | None, rule: str | None) -> 
     rule = rule or own.rule
     chosen = select(forward.records(kind="eval"), reverse.records(kind="eval"), threshold, rule)
     return Pair(place.name, seed, forward, reverse, threshold, rule, chosen)
+
+
+def _measured(record: dict[str, Any]) -> bool:
+    """Whether a line of an evaluation says what selecting a checkpoint takes; null stands for what was no number."""
+    reward, kl, epoch = (record.get(name, "missing") for name in ("eval_reward", "eval_kl", "epoch"))
+    return isinstance(epoch, int | float) and all(isinstance(one, int | float | None) for one in (reward, kl))
+
+
+def _alike(one: str | None, other: str | None) -> bool:
+    """Whether two hashes are the same, or one is unknown: of a run that an earlier version made."""
+    return None in (one, other) or one == other
 
 
 def _settings(run: Run) -> str:

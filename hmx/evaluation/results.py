@@ -52,8 +52,10 @@ class Checkpoint:
             return None
         path = self.adapter / "adapter_model.safetensors"
         try:
-            with safe_open(path, framework="pt"), open(path, "rb") as file:
+            with open(path, "rb") as file, safe_open(path, framework="pt"):
                 return hashlib.file_digest(file, "sha256").hexdigest()
+        except PermissionError as error:
+            raise UserError(f"The checkpoint {self.adapter} can't be read ({error.strerror}).") from None
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(

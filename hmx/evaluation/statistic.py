@@ -50,18 +50,14 @@ class Statistic:
 
     @property
     def agreeing(self) -> int:
-        """How many seeds have the sign of the mean.
+        """How many seeds have the sign of the mean; none has it where the mean is 0.
 
         >>> Statistic((0.5, 1.0, -0.2)).agreeing, Statistic((0.0, 0.0)).agreeing
-        (2, 2)
+        (2, 0)
         """
-        return sum(_sign(value) == _sign(self.mean) for value in self.values)
+        return sum(value * self.mean > 0 for value in self.values)
 
 
 def differences(forward: Sequence[float], reverse: Sequence[float]) -> Statistic:
     """Forward minus reverse, seed by seed: the paper's result."""
     return Statistic(tuple(one - other for one, other in zip(forward, reverse, strict=True)))
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)

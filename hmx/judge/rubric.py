@@ -32,7 +32,9 @@ class Rubric:
                 fields = tomllib.loads(text)
             except tomllib.TOMLDecodeError as error:
                 raise UserError(f"The rubric {path} is not valid TOML: {error}.") from None
-            if set(fields) != {"prompt"} or not isinstance(fields["prompt"], str):
+            if set(fields) == {"prompt"} and not isinstance(fields["prompt"], str):
+                raise UserError(f"The key 'prompt' of the rubric {path} must be a text in quotes.")
+            if set(fields) != {"prompt"}:
                 raise UserError(
                     f"The rubric {path} must hold exactly one key, 'prompt', with a text; it holds "
                     f"{', '.join(fields) or 'nothing'}."

@@ -429,6 +429,13 @@ def test_a_mistake_gets_one_sentence_before_any_work(runs, tmp_path, capsys, arg
     assert line.startswith("error: ") and says in line
 
 
+def test_results_that_could_not_be_kept_are_not_computed(runs, capsys):
+    (runs / "mine" / "forward-seed0" / "results").touch()  # a file where a folder is to be
+    assert evaluate.main(["--runs", str(runs)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "results are kept beside their runs" in line and "forward-seed0" in line
+
+
 def test_memory_that_never_suffices_is_told_and_the_rest_goes_on(runs):
     tried = []
 

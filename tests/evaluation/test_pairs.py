@@ -1,5 +1,7 @@
 """Looking through runs: what can be compared, and the sentence for what can't."""
 
+import json
+
 import pytest
 
 from hmx.errors import UserError
@@ -74,7 +76,13 @@ def test_why_a_pair_has_no_checkpoint(tmp_path):
         (lambda run: (run / "metrics.jsonl").write_text("[1]\n[2]\n"), "is damaged in line 1"),
         (lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\xfe\n"), "is damaged in line 1"),
         (lambda run: (run / "metrics.jsonl").write_text('{"kind": "eval", "step": 0}\n'), "without reward or KL"),
-        (lambda run: (run / "run.json").write_text("[]"), "did not start from the same adapter"),
+        (lambda run: (run / "run.json").write_text("[]"), "run.json does not say from which adapter"),
+        (
+            lambda run: (run / "metrics.jsonl").write_text(
+                '{"kind": "eval", "step": 0, "epoch": 0, "eval_reward": "3.0", "eval_kl": 0.0}\n'
+            ),
+            "without reward or KL",
+        ),
         (lambda run: run.rename(run.with_name("forward-seed7")), "holds the run forward-seed0"),
     ],
 )
@@ -101,3 +109,14 @@ def test_a_kl_that_was_no_number_counts_as_far_away(tmp_path):
     make_run(tmp_path, "forward")
     make_run(tmp_path, "reverse", history=((0, 3.0, 0.0), (5, 2.0, 0.1), (10, 1.0, None)))
     assert only_pair(tmp_path).selection.reverse == 5
+
+
+@pytest.mark.parametrize("what", ["base", "rubric", "questions"])
+def test_directions_that_read_different_things_are_not_compared(tmp_path, what):
+    for direction in ("forward", "reverse"):
+        path = make_run(tmp_path, direction) / "run.json"
+        path.write_text(json.dumps({"initial_adapter": "same", what: direction}))
+    with pytest.raises(UserError, match=f"did not have the same {'base model' if what == 'base' else what}"):
+        find_models(tmp_path / "runs")
+    path.write_text(json.dumps({"initial_adapter": "same"}))  # as an earlier version left it
+    assert only_pair(tmp_path).selection.forward == 10

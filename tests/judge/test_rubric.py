@@ -31,7 +31,7 @@ def test_any_other_file_is_used_verbatim(tmp_path):
     [
         ('prompt = "{question} {answer}', "not valid TOML"),
         ("", "it holds nothing"),
-        ("prompt = 3", "'prompt', with a text"),
+        ("prompt = 3", "must be a text in quotes"),
         ('text = "{question} {answer}"', "it holds text"),
         ('prompt = "{question} {answer}"\nscale = 10', "it holds prompt, scale"),
         ('prompt = "Question: {question}"', r"\{answer\} exactly once; it does so 0 times"),
