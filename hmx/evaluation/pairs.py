@@ -80,8 +80,9 @@ def find_models(
     Args:
         threshold, rule: how checkpoints are selected, if not as the runs' own configs say.
 
-    Two runs of a seed are comparable if they differ in direction alone and started from the same adapter; two seeds
-    are if they differ in nothing else. Raises `UserError`, with what to run first, if there is nothing to compare.
+    Two runs of a seed are comparable if they differ in direction alone, had the same base, rubric and questions, and
+    started from the same adapter; two seeds are if they differ in nothing else. Raises `UserError`, with
+    what to run first, if there is nothing to compare.
     """
     if list(_seeds(Path(folder))):
         raise UserError(f"{folder} holds the runs of one config; name the folder above it: {Path(folder).parent}.")
@@ -115,6 +116,11 @@ def find_pairs(place: Path, threshold: float | None = None, rule: str | None = N
                 raise UserError(
                     f"{pair.forward.folder} was trained with other settings than {pairs[0].forward.folder}, so it is "
                     "left out; a study's runs differ in seed and direction alone."
+                )
+            if pairs and (what := _read_differently(pair.forward, pairs[0].forward)):
+                raise UserError(
+                    f"{pair.forward.folder} did not have the same {what} as {pairs[0].forward.folder}, so it is "
+                    "left out."
                 )
             pairs.append(pair)
         except UserError as error:
@@ -161,14 +167,11 @@ def _pair(place: Path, seed: int, threshold: float | None, rule: str | None) -> 
                 f"{run.folder / 'run.json'} does not say from which adapter the run started, so its seed is left out; "
                 "restore the file."
             )
-    for what, words in (
-        ("initial_adapter", "start from the same adapter"),
-        ("base", "have the same base model"),
-        ("rubric", "have the same rubric"),
-        ("questions", "have the same questions"),
-    ):
-        if not _alike(forward.info.get(what), reverse.info.get(what)):
-            raise UserError(f"{forward.folder} and {reverse.folder} did not {words}, so they can't be compared.")
+    together = f"{forward.folder} and {reverse.folder}"
+    if forward.info["initial_adapter"] != reverse.info["initial_adapter"]:
+        raise UserError(f"{together} did not start from the same adapter, so they can't be compared.")
+    if what := _read_differently(forward, reverse):
+        raise UserError(f"{together} did not have the same {what}, so they can't be compared.")
     if not {one["step"] for one in forward.records(kind="eval")} & {
         one["step"] for one in reverse.records(kind="eval")
     }:
@@ -186,9 +189,13 @@ def _measured(record: dict[str, Any]) -> bool:
     return isinstance(epoch, int | float) and all(isinstance(one, int | float | None) for one in (reward, kl))
 
 
-def _alike(one: str | None, other: str | None) -> bool:
-    """Whether two hashes are the same, or one is unknown: of a run that an earlier version made."""
-    return None in (one, other) or one == other
+def _read_differently(one: Run, other: Run) -> str | None:
+    """What two runs read that was not the same, if it is known of both; an earlier version noted less."""
+    for key, words in (("base", "base model"), ("rubric", "rubric"), ("questions", "questions")):
+        hashes = one.info.get(key), other.info.get(key)
+        if None not in hashes and hashes[0] != hashes[1]:
+            return words
+    return None
 
 
 def _settings(run: Run) -> str:

@@ -120,3 +120,8 @@ def test_directions_that_read_different_things_are_not_compared(tmp_path, what):
         find_models(tmp_path / "runs")
     path.write_text(json.dumps({"initial_adapter": "same"}))  # as an earlier version left it
     assert only_pair(tmp_path).selection.forward == 10
+    for direction in ("forward", "reverse"):
+        path = make_run(tmp_path, direction, seed=1) / "run.json"
+        path.write_text(json.dumps({"initial_adapter": "same", what: "another"}))
+    _, (sentence,) = find_models(tmp_path / "runs")
+    assert "forward-seed1 did not have the same" in sentence and sentence.endswith("so it is left out.")
