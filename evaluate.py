@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     from hmx.evaluation.pairs import find_models
     from hmx.evaluation.report import found, progress, write_report
     from hmx.evaluation.suites import suite_named, suite_of
+    from hmx.files import require_writable
 
     if given.limit is not None and given.limit < 1:
         raise UserError(f"--limit must be at least 1, not {given.limit}.")
@@ -48,14 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"--threshold must lie from 0 to 10, not {given.threshold}.")
     chosen = None if given.suite is None else suite_named(given.suite)
     models, odd = find_models(given.runs, given.threshold, given.rule)
-    _require_folder(given.out or Path(given.runs), "name another folder by --out")
+    require_writable(given.out or Path(given.runs), "name another folder by --out")
     print(found(models), end="\n\n", flush=True)
     suites = [chosen or suite_of(model.config) for model in models]
     campaign = work.plan(models, suites, given.limit, given.baseline)
     print(progress(campaign), end="\n\n", flush=True)
     if not given.tables_only:
         for folder in {job.checkpoint.folder for job in campaign.to_do}:
-            _require_folder(folder, "results are kept beside their runs, so copy those to a folder of your own")
+            require_writable(folder, "results are kept beside their runs, so copy those to a folder of your own")
         lacking = work.needs(campaign)
         _list("Left out", [*odd, *campaign.problems, *(each for many in lacking.values() for each in many)])
         quiet = given.plain or not sys.stderr.isatty()
@@ -65,16 +66,6 @@ def main(arguments: list[str] | None = None) -> int:
     _list("To know", work.remarks(campaign))
     _list("Left out", [*odd, *unreadable, *campaign.problems])
     return 1 if campaign.problems else 0
-
-
-def _require_folder(folder: Path, advice: str) -> None:
-    """Refuse a place where nothing can be written, before hours are spent."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".probe").touch()
-        (folder / ".probe").unlink()
-    except OSError as error:
-        raise UserError(f"Nothing can be written to {folder} ({error.strerror}); {advice}.") from None
 
 
 def _list(title: str, sentences: list[str]) -> None:

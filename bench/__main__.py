@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench.common import RESULTS, table
 from hmx.config import PROJECT
+from hmx.errors import UserError, command
 
 SETS = {
     "cpu": (
@@ -67,6 +68,7 @@ class Outcome:
     said: str
 
 
+@command("Stopped; what was finished is kept.")
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(
@@ -79,10 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="default: bench/results")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     given = parser.parse_args(arguments)
-    names = sorted({command.split()[0] for commands in SETS.values() for command in commands})
+    names = sorted({command.split()[0] for command in SETS[given.device]})
     if unknown := sorted(set(given.only) - set(names)):
-        print(f"error: no benchmark is called {unknown[0]!r}; they are {', '.join(names)}.", file=sys.stderr)
-        return 2
+        raise UserError(f"no benchmark for {given.device} is called {unknown[0]!r}; they are {', '.join(names)}.")
     chosen = [one for one in SETS[given.device] if not given.only or one.split()[0] in given.only]
     if given.list:
         print("\n".join(f"python -m bench.{one} --device {given.device}" for one in chosen))

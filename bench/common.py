@@ -20,7 +20,7 @@ import torch
 from bench.models import MODELS
 from hmx.config import PROJECT
 from hmx.errors import UserError, command
-from hmx.files import write_text
+from hmx.files import require_writable, write_text
 
 RESULTS = PROJECT / "bench" / "results"
 _MARK = "measured: "  # before the line of JSON with which a fresh process answers
@@ -68,6 +68,7 @@ def prepare(given: argparse.Namespace) -> None:
         raise UserError("This PyTorch finds no CUDA device here; use --device cpu.")
     if given.rounds < 1 or given.warmup < 0 or given.threads < 0:
         raise UserError("--rounds must be at least 1, --warmup and --threads at least 0.")
+    require_writable(given.results, "name another folder by --results")
     given.precision = given.precision or ("fp16" if given.device == "cuda" else "fp32")
     if given.threads:
         torch.set_num_threads(given.threads)
@@ -203,7 +204,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def keep(name: str, given: argparse.Namespace, measured: dict, variant: str = "") -> Path:
     """Write what was measured beside the machine that it was measured on; replaces the last result of this kind."""
-    given.results.mkdir(parents=True, exist_ok=True)
     threads = f"{torch.get_num_threads()}t" if given.device == "cpu" else ""
     seconds = "cpuseconds" if given.clock == "cpu" else ""
     parts = (name, given.model, variant, given.device, given.precision, threads, seconds)

@@ -26,7 +26,7 @@ grade from 0 to 10 that the base model itself, its adapter switched off, gave to
 | data | `{questions}`, rubric `{rubric}` |
 | answers | sampled at temperature {temperature:g}, thinking off |
 | direction, seed | {direction}, {seed} |
-| checkpoint | step {step} of {last} (epoch {epoch:.2f}) |
+| checkpoint | step {step} of {last}{unfinished} (epoch {epoch:.2f}) |
 | evaluation | {evaluation} |
 | versions | {versions} |
 
@@ -94,6 +94,7 @@ def model_card(run: Run, step: int, merged: bool = False) -> str:
         seed=config.run.seed,
         step=step,
         last=records[-1]["step"],
+        unfinished="" if run.finished else ", where the run was interrupted",
         epoch=here[0]["epoch"],
         rank=config.lora.rank,
         alpha=config.lora.alpha,

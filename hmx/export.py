@@ -6,15 +6,12 @@ python -m hmx.export runs/tiny/forward-seed0 --checkpoint 135 --adapter my-adapt
 
 import argparse
 import json
-import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -22,7 +19,7 @@ from hmx.card import model_card
 from hmx.config import resolve
 from hmx.errors import UserError, command
 from hmx.evaluation.pairs import pair_of
-from hmx.files import write_text
+from hmx.files import made_whole, write_text
 from hmx.lora import adapters, detach, load_adapter
 from hmx.models import attention_for, fingerprint, load_model, model_config
 from hmx.precision import autocast
@@ -59,7 +56,7 @@ def export_merged(run: Run, step: int, target: Path) -> float:
             model.config.tie_word_embeddings = False
         layer.base.weight = nn.Parameter(layer.merged_weight(), requires_grad=False)
     detach(model)
-    with _made_whole(target) as folder:
+    with made_whole(target) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         # A base without generation config did not say where its turns end. The merged model shall.
@@ -90,7 +87,7 @@ def export_adapter(run: Run, step: int, target: Path) -> None:
     _require_new(target)
     with torch.device("meta"):  # its names and shapes are looked at, no weight is needed
         load_adapter(AutoModelForCausalLM.from_config(model_config(run.config.model.path)), source)
-    with _made_whole(target) as folder:
+    with made_whole(target) as folder:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copyfile(source / name, folder / name)
         write_text(folder / "README.md", model_card(run, step))
@@ -183,27 +180,6 @@ def _log_probabilities(model, prompt: list[int]) -> torch.Tensor:
 def _require_new(target: Path) -> None:
     if target.exists():
         raise UserError(f"{target} exists already; name a folder that doesn't.")
-
-
-@contextmanager
-def _made_whole(target: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `target` when it is complete, and is gone if it never is."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"The folder {target} can't be made ({error.strerror}).") from None
-    try:
-        yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        for weights in temporary.glob("*.safetensors"):  # which safetensors keeps from everybody else
-            weights.chmod(0o666 & ~mask)
-        os.replace(temporary, target)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"The folder {target} can't be written ({error}).") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 if __name__ == "__main__":

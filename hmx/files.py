@@ -2,11 +2,16 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save
+
+from hmx.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -35,3 +40,34 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 def content_hash(text: str) -> str:
     """SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def made_whole(target: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `target` when it is complete, and is gone if it never is."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"The folder {target} can't be made ({error.strerror}).") from None
+    try:
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        for weights in temporary.glob("*.safetensors"):  # which safetensors keeps from everybody else
+            weights.chmod(0o666 & ~mask)
+        os.replace(temporary, target)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The folder {target} can't be written ({error}).") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_writable(folder: Path, advice: str) -> None:
+    """Make a folder, or raise `UserError` with `advice` where nothing can be written, before hours are spent."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".probe").touch()
+        (folder / ".probe").unlink()
+    except OSError as error:
+        raise UserError(f"Nothing can be written to {folder} ({error.strerror}); {advice}.") from None

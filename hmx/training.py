@@ -83,9 +83,7 @@ def _reads(config: Config) -> dict[str, str | None]:
     }
 
 
-def _train_in(
-    run: Run, config: Config, reads: dict[str, str | None], plain: bool, initial_adapter: str | None
-) -> Run:
+def _train_in(run: Run, config: Config, reads: dict[str, str | None], plain: bool, initial_adapter: str | None) -> Run:
     """`train_run`, once the run may be started."""
     trainer = build_trainer(config)
     fresh = adapter_hash(trainer.model)

@@ -165,6 +165,9 @@ def test_a_checkpoint_of_an_interruption_has_a_card_without_evaluation(trained):
     kept = [line for line in metrics.read_text().splitlines() if json.loads(line) != run.records(kind="eval")[-1]]
     metrics.write_text("\n".join(kept) + "\n")
     assert "| evaluation | none at this step" in model_card(run, 3)
+    assert "where the run was interrupted" not in model_card(run, 3)
+    run.note(status="interrupted")
+    assert "| step 3 of 3, where the run was interrupted (" in model_card(run, 3)
 
 
 @pytest.mark.parametrize("what", ["--merged", "--adapter"])

@@ -100,6 +100,14 @@ def test_a_token_of_probability_zero_is_never_drawn(logits, uniform):
     assert logits.softmax(dim=-1)[0, token] > 0
 
 
+def test_a_sum_that_rounding_leaves_below_one_draws_no_impossible_token():
+    logits = torch.randn(5000, 30, generator=torch.Generator().manual_seed(0))
+    logits[:, -1] = -torch.inf
+    highest = torch.full((5000,), 1 - 2**-53, dtype=torch.float64)
+    assert (logits.softmax(dim=-1).double().sum(dim=-1) < highest).any()
+    assert (sample_token(logits, highest, 1.0) < 29).all()
+
+
 @pytest.mark.parametrize("within", [0.001, 0.5, 0.999])
 def test_no_token_of_a_large_vocabulary_is_favoured_by_rounding(within):
     # Equal logits: token k owns the uniform numbers from k / V to (k + 1) / V. Near 1 a float32 sum is off by up to

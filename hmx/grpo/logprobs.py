@@ -19,9 +19,9 @@ def token_logprobs(
     """log softmax(logits / temperature) of each completion token, in FP32.
 
     Only the hidden states that predict a completion token go through the output layer, `chunk` tokens at a time, and
-    with gradient each chunk's logits are computed again on the way back. With a vocabulary of 150,000 it is the logits
-    that fill the memory, not the model: a full [B, L, V] FP32 tensor never exists. Where it pays the rows are packed
-    first (`hmx.grpo.packing`).
+    where there are several chunks each one's logits are computed again on the way back. With a vocabulary of 150,000 it
+    is the logits that fill the memory, not the model: a full [B, L, V] FP32 tensor never exists. Where it pays the rows
+    are packed first (`hmx.grpo.packing`).
 
     Args:
         model: a causal language model, adapter on or bypassed as the caller left it.

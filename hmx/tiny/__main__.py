@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from hmx.errors import UserError
+from hmx.errors import command
 from hmx.judge.rubric import Rubric
 from hmx.questions import Questions
 from hmx.tiny.build import STEPS, build
@@ -17,7 +17,8 @@ from hmx.tiny.studies import report_studies
 _DATA = Path(__file__).parents[2] / "data"
 
 
-def main() -> None:
+@command("Stopped; nothing was written.")
+def main(arguments: list[str] | None = None) -> int:
     """Read the arguments and do it."""
     parser = argparse.ArgumentParser(prog="python -m hmx.tiny", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -32,27 +33,25 @@ def main() -> None:
         metavar="FOLDER",
         help="also how far judge and truth went apart in the studies of a folder, such as runs",
     )
-    for command in (making, measuring):
-        command.add_argument("--seed", type=int, default=0)
+    for each in (making, measuring):
+        each.add_argument("--seed", type=int, default=0)
     rows = commands.add_parser("rows", help="write the miniature benchmarks to data/tiny/benchmarks")
     rows.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    if arguments.command == "rows":
-        return write_rows(_DATA / "tiny" / "benchmarks", arguments.seed)
+    given = parser.parse_args(arguments)
+    if given.command == "rows":
+        write_rows(_DATA / "tiny" / "benchmarks", given.seed)
+        return 0
     torch.set_num_threads(1)  # so small a model computes no faster on more
-    try:
-        rubric = Rubric.load(_DATA / "rubric.toml")
-        if arguments.command == "build":
-            found = _DATA / "tiny" / "found.jsonl"
-            build(rubric, found, arguments.model, arguments.seed, arguments.steps)
-        else:
-            questions = Questions.load(_DATA / "questions.toml")
-            if arguments.runs:
-                report_studies(arguments.runs)
-            report(arguments.model, rubric, questions, _DATA / "tiny" / "handwritten.jsonl", arguments.seed)
-    except UserError as error:
-        sys.exit(str(error))
+    rubric = Rubric.load(_DATA / "rubric.toml")
+    if given.command == "build":
+        build(rubric, _DATA / "tiny" / "found.jsonl", given.model, given.seed, given.steps)
+    else:
+        questions = Questions.load(_DATA / "questions.toml")
+        if given.runs:
+            report_studies(given.runs)
+        report(given.model, rubric, questions, _DATA / "tiny" / "handwritten.jsonl", given.seed)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -150,6 +150,12 @@ def test_sizes_that_measure_nothing_are_refused(tmp_path, name, wrong):
         result(tmp_path, name, *wrong)
 
 
+def test_results_that_could_not_be_kept_are_not_measured(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="name another folder by --results"):
+        result(tmp_path / "file", "judge")
+
+
 # -- the whole set -----------------------------------------------------------------------------------------------------
 
 
@@ -182,5 +188,6 @@ def test_what_is_not_installed_is_left_out_and_said(tmp_path, monkeypatch, capsy
 
 def test_the_set_says_which_benchmarks_there_are(capsys):
     assert whole.main(["--only", "stepp"]) == 2 and "they are evaluation, generate" in capsys.readouterr().err
+    assert whole.main(["--only", "memory"]) == 2 and "no benchmark for cpu is called" in capsys.readouterr().err
     assert whole.main(["--list", "--only", "judge"]) == 0
     assert capsys.readouterr().out.startswith("python -m bench.judge --model tiny")
