@@ -23,6 +23,9 @@ from hmx.errors import UserError, command
 from hmx.files import require_writable, write_text
 
 RESULTS = PROJECT / "bench" / "results"
+"""What `python -m bench` measures: kept with the project, and quoted in its documentation."""
+TRIALS = PROJECT / "bench" / "trials"
+"""What a single benchmark measures, with whatever options: nobody's trial replaces what is quoted."""
 _MARK = "measured: "  # before the line of JSON with which a fresh process answers
 _PACKAGES = ("torch", "transformers", "trl", "peft", "lm_eval", "accelerate")
 
@@ -52,7 +55,7 @@ def parser(name: str, description: str, rounds: int, epilog: str = "") -> argpar
         "--threads 1. Those are no seconds that anybody waits; quote wall (default: wall)",
     )
     made.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the JSON goes (default: bench/results)"
+        "--results", type=Path, default=TRIALS, metavar="FOLDER", help="where the JSON goes (default: bench/trials)"
     )
     return made
 
