@@ -1,6 +1,7 @@
-"""Writing files so that nobody ever sees half of one: to a temporary file beside the target, then renamed over it."""
+"""Writing files and folders so that nobody ever sees half of one: under a temporary name beside the target, which is
+then replaced.
+"""
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -35,11 +36,6 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def content_hash(text: str) -> str:
-    """SHA-256 of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager

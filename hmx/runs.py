@@ -200,7 +200,8 @@ class Run:
         temporary = target.with_name(f".{target.name}.tmp")  # whoever trains this run holds its lock
         aside = target.with_name(f".{target.name}.old")
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for left in (temporary, aside):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
             save_adapter(model, temporary, base_model)
             write_safetensors(temporary / _STATE, tensors, {"numbers": json.dumps(numbers)})
             if target.exists():  # of the same step, from before an interruption

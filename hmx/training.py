@@ -1,6 +1,7 @@
 """From a config to a trained run: everything is put together here, and nowhere else."""
 
 import errno
+import hashlib
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from tqdm import tqdm
 
 from hmx.config import Config, resolve
 from hmx.errors import UserError
-from hmx.files import content_hash
 from hmx.grpo.records import Record
 from hmx.grpo.schedule import evaluation_steps
 from hmx.grpo.trainer import Trainer
@@ -57,13 +57,13 @@ def train_run(config: Config, resume: bool = False, plain: bool = False, initial
     if run.finished:
         print(f"The run {run.folder} is finished already.")
         return run
-    reads = _reads(config)
+    reads, read_before = _reads(config), run.info
     for what, words, path in (
         ("base", "weights", config.model.path),
         ("rubric", "words", config.judge.prompt_file),
         ("questions", "questions", config.data.questions),
     ):
-        if run.exists and run.info.get(what) not in (None, reads[what]):
+        if read_before.get(what) not in (None, reads[what]):
             raise UserError(
                 f"The run {run.folder} was begun with other {words} than {path} holds now; put back "
                 "what was there, or choose another --set run.name=…."
@@ -76,11 +76,12 @@ def _reads(config: Config) -> dict[str, str | None]:
     """What tells the files that a run reads from others: its two directions, and the same run after an interruption,
     must find the same.
     """
-    return {
-        "base": fingerprint(config.model.path),
-        "rubric": content_hash(Rubric.load(resolve(config.judge.prompt_file)).prompt),
-        "questions": content_hash(repr(Questions.load(resolve(config.data.questions)))),
+    texts = {
+        "rubric": Rubric.load(resolve(config.judge.prompt_file)),
+        "questions": Questions.load(resolve(config.data.questions)),
     }
+    hashes = {what: hashlib.sha256(repr(text).encode()).hexdigest() for what, text in texts.items()}
+    return {"base": fingerprint(config.model.path), **hashes}
 
 
 def _train_in(run: Run, config: Config, reads: dict[str, str | None], plain: bool, initial_adapter: str | None) -> Run:

@@ -81,8 +81,8 @@ def find_models(
         threshold, rule: how checkpoints are selected, if not as the runs' own configs say.
 
     Two runs of a seed are comparable if they differ in direction alone, had the same base, rubric and questions, and
-    started from the same adapter; two seeds are if they differ in nothing else. Raises `UserError`, with
-    what to run first, if there is nothing to compare.
+    started from the same adapter; two seeds are if they differ in nothing else. Raises `UserError`, with what to run
+    first, if there is nothing to compare.
     """
     if list(_seeds(Path(folder))):
         raise UserError(f"{folder} holds the runs of one config; name the folder above it: {Path(folder).parent}.")

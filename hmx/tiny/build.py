@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from hmx.errors import UserError
-from hmx.files import made_whole
+from hmx.files import made_whole, require_writable
 from hmx.judge.rubric import Rubric
 from hmx.prompts import encode_chat
 from hmx.tiny.corpus import Corpus, Example, read_found
@@ -76,27 +76,28 @@ def build(rubric: Rubric, found: Path, folder: Path, seed: int, steps: int) -> N
         raise UserError(f"{folder} exists; name a new folder for the model.")
     if steps < 1:
         raise UserError(f"--steps must be at least 1, not {steps}.")
+    require_writable(folder.parent, "the model can't be made there, so name another folder by --model")
     require_compiler()
     start = time.monotonic()
+    texts = read_found(found)
+    tokenizer = _new_tokenizer(rubric, texts)
+    model = make_model(tokenizer, seed)
+    recipe = Recipe(rubric, texts, tokenizer, seed)
+    print(
+        f"{model.num_parameters():,} parameters; the rubric is {len(recipe.prefix)} tokens; the tokenizer took "
+        f"{time.monotonic() - start:.0f} s",
+        flush=True,
+    )
+    train(model, recipe, steps, LEARNING_RATE, compiled=True)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
+    )
+    model.half()
+    model.model.norm.weight.data *= _SHARPEN
     with made_whole(folder) as unfinished:
-        texts = read_found(found)
-        tokenizer = _new_tokenizer(rubric, texts)
-        model = make_model(tokenizer, seed)
-        recipe = Recipe(rubric, texts, tokenizer, seed)
-        print(
-            f"{model.num_parameters():,} parameters; the rubric is {len(recipe.prefix)} tokens; the tokenizer took "
-            f"{time.monotonic() - start:.0f} s",
-            flush=True,
-        )
-        train(model, recipe, steps, LEARNING_RATE, compiled=True)
-        model.generation_config = GenerationConfig(
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
-        )
-        model.half()
-        model.model.norm.weight.data *= _SHARPEN
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
-        print(f"{folder}: {time.monotonic() - start:.0f} s", flush=True)
+    print(f"{folder}: {time.monotonic() - start:.0f} s", flush=True)
 
 
 def require_compiler() -> None:
