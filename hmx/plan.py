@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from hmx.config import PROJECT, Config, resolve, to_toml
 from hmx.errors import UserError
-from hmx.grpo.packing import packable
+from hmx.grpo.packing import packing_pays
 from hmx.grpo.schedule import evaluation_steps, total_steps
 from hmx.judge.rubric import Rubric
 from hmx.lora import adapter_parameters, attach
@@ -93,8 +93,8 @@ def estimate(config: Config, prompt: int, completion: int, evaluated: int = 0) -
         attach(model, config.lora.rank, config.lora.alpha, config.lora.targets)
         trainable = sum(parameter.numel() for parameter in adapter_parameters(model))
         parameters = sum(parameter.numel() for parameter in model.parameters()) - trainable
-        packed = packable(model, rows * (prompt + completion))
-        sequences = (1, groups * prompt + rows * completion) if packed else (rows, prompt + completion)
+        tokens, rectangle = groups * prompt + rows * completion, (rows, prompt + completion)
+        sequences = (1, tokens) if packing_pays(model, tokens, *rectangle) else rectangle
         kept = _kept(model, *sequences)
     inputs = math.prod(sequences) * shapes.hidden_size * dtype.itemsize  # of one layer
     # A token's logits, their softmax in FP32 and FP64, and its cumulative sum.

@@ -8,8 +8,8 @@ import torch
 from hmx import decoder, models
 from hmx.config import load_config
 from hmx.errors import UserError
-from hmx.grpo import packing
 from hmx.grpo.logprobs import token_logprobs
+from hmx.grpo.packing import packing_pays
 from hmx.judge import Rubric
 from hmx.lora import attach
 from hmx.models import model_config
@@ -75,7 +75,7 @@ def test_longer_answers_and_more_rows_need_more_and_checkpointing_less():
 @pytest.mark.parametrize("completion", [10, 40])
 def test_the_activations_are_what_autograd_keeps(tmp_path, monkeypatch, name, precision, completion):
     """Of a real training pass over a group of four, as on a GPU; the long answers are laid out as a rectangle."""
-    monkeypatch.setattr(packing, "LONGEST", 100)
+    assert packing_pays(build_model(name), 6 + 4 * completion, 4, 6 + completion) == (completion == 10)
     monkeypatch.setattr(decoder, "enabled", False)
     config = small_config(tmp_path, f"model.precision={precision}", family=name)
     expected = estimate(config, 6, completion).activations

@@ -3,8 +3,8 @@
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from hmx.decoder import output_logits, positions
-from hmx.grpo.packing import Packed, packable
+from hmx.decoder import Decoder, output_logits, positions
+from hmx.grpo.packing import Packed, packing_pays
 from hmx.precision import autocast
 
 
@@ -46,8 +46,9 @@ def token_logprobs(
 
     spoken = attention_mask[:, -T:].bool()  # [B, T]
     with autocast(model):
-        if packable(model, int(attention_mask.sum())):
-            hidden = Packed.of(input_ids, attention_mask, T).hidden(model)  # [M, H]
+        packed = Packed.of(input_ids, attention_mask, T)
+        if packing_pays(model, len(packed.ids), *input_ids.shape):
+            hidden = packed.hidden(model)  # [M, H]
         else:
             hidden = _hidden(model, input_ids, attention_mask)[:, -T - 1 : -1][spoken]  # t predicts token t + 1
         pieces = list(zip(hidden.split(chunk), input_ids[:, -T:][spoken].split(chunk), strict=True))
@@ -59,9 +60,11 @@ def token_logprobs(
 
 
 def _hidden(model, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """The last hidden states [B, L, H] of rows laid out as a rectangle: for every architecture, and as the
-    reference.
+    """The last hidden states [B, L, H] of rows laid out as a rectangle, for every architecture: on a CPU by the
+    decoder if it knows the model, as where they are packed.
     """
+    if model.device.type == "cpu" and (decoder := Decoder.of(model)):
+        return decoder.read(input_ids, attention_mask)
     output = model.base_model(
         input_ids=input_ids, attention_mask=attention_mask, position_ids=positions(attention_mask), use_cache=False
     )

@@ -20,9 +20,6 @@ import torch
 
 from hmx.decoder import FAMILIES, Decoder, positions
 
-LONGEST = 4096
-"""N up to which packing pays: the mask has N² entries, and scores between the rows are computed to be thrown away."""
-
 
 @dataclass(frozen=True)
 class Packed:
@@ -101,6 +98,20 @@ class Packed:
         return output.last_hidden_state[0]
 
 
-def packable(model, tokens: int) -> bool:
-    """Whether so many tokens can be packed and it pays; `model` must take a mask for each kind of layer."""
-    return isinstance(model, FAMILIES) and tokens <= LONGEST
+def packing_pays(model, tokens: int, rows: int, length: int) -> bool:
+    """Whether `tokens` in one sequence take the model fewer operations than `rows` sequences of `length` with padding.
+
+    Packed, fewer tokens are computed, but each is scored against all others, of its row or not. `model` must take a
+    mask for each kind of layer.
+    """
+    return isinstance(model, FAMILIES) and _operations(model, 1, tokens) < _operations(model, rows, length)
+
+
+def _operations(model, rows: int, length: int) -> int:
+    """Multiplications of a layer: each token by each weight, and each query by the keys, and the scores by the values,
+    of a whole row.
+    """
+    attention = model.model.layers[0].self_attn
+    width = model.config.num_attention_heads * attention.head_dim
+    weights = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
+    return rows * length * (weights + 2 * width * length)

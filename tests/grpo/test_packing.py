@@ -4,12 +4,13 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from hmx import decoder
 from hmx.decoder import Decoder
-from hmx.grpo import packing
+from hmx.grpo import logprobs
 from hmx.grpo.logprobs import token_logprobs
-from hmx.grpo.packing import Packed, packable
+from hmx.grpo.packing import Packed, packing_pays
 from hmx.lora import adapter_parameters, attach
 from tests import models
 
@@ -94,9 +95,9 @@ def test_values_and_gradients_are_those_of_the_rectangle(name, written_out, grou
     model.train()
     weights = torch.randn(len(ids), T, generator=torch.Generator().manual_seed(seed))
     results = []
-    for longest in (packing.LONGEST, 0):
+    for pays in (True, False):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(packing, "LONGEST", longest)
+            patch.setattr(logprobs, "packing_pays", lambda *sizes, pays=pays: pays)
             patch.setattr(decoder, "enabled", written_out)
             assert (Decoder.of(model) is not None) == written_out
             values = token_logprobs(model, ids, attention, T, 0.8, chunk=7)
@@ -116,10 +117,25 @@ def test_the_model_reads_each_token_once(name):
     assert read == [(1, 22)]
 
 
-def test_what_is_too_long_or_not_known_is_left_as_a_rectangle():
-    assert packable(models.build_model("qwen3"), packing.LONGEST)
-    assert not packable(models.build_model("qwen3"), packing.LONGEST + 1)
-    assert not packable(torch.nn.Linear(2, 2), 5)
+@pytest.mark.parametrize("name", models.FAMILIES)
+@pytest.mark.parametrize(("tokens", "rows", "length"), [(22, 6, 9), (90, 6, 20), (70, 6, 12)])
+def test_packing_pays_where_it_takes_fewer_operations(name, tokens, rows, length):
+    model = models.build_model(name)
+    model.set_attn_implementation("eager")  # whose matrix products are counted
+    counts = []
+    for shape in ((1, tokens), (rows, length)):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.base_model(torch.zeros(shape, dtype=torch.long), use_cache=False)
+        counts.append(counter.get_total_flops())
+    assert abs(counts[0] / counts[1] - 1) > 0.02  # or the norms' weights, which are in no product, could decide
+    assert packing_pays(model, tokens, rows, length) == (counts[0] < counts[1])
+
+
+def test_packing_never_pays_where_nothing_is_shared_or_padded_or_the_model_is_not_known():
+    model = models.build_model("qwen3")
+    assert not packing_pays(model, 12, 1, 12)
+    assert not packing_pays(model, 2 * 12, 2, 12)
+    assert not packing_pays(torch.nn.Linear(2, 2), 5, 5, 5)
 
 
 @pytest.mark.parametrize("name", models.FAMILIES)
