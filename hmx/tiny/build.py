@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from hmx.errors import UserError
 from hmx.files import made_whole, require_writable
@@ -20,9 +20,9 @@ from hmx.tiny.pretrain import CONTEXT, Stream, make_model, train
 from hmx.tiny.rows import batches, shared_prefix
 from hmx.tiny.tokenizer import train_tokenizer
 
-STEPS = 6200
-JUDGED, ANSWERED = 9, 5
-"""Rows of a worker's step: gradings, and conversations."""
+STEPS = 9000
+JUDGED, READ, ANSWERED = 5, 5, 5
+"""Rows of a worker's step: gradings, texts to read, and conversations."""
 _LESSONS = 0.22
 """How many of the conversations are lessons, which are short: about an eighth of what the model learns to say."""
 LEARNING_RATE = 4e-3
@@ -30,6 +30,10 @@ _SHARPEN = 2.0
 """All logits are multiplied by this in the end, so that temperature 1 is what 1 / 2 was: so small a model, so
 shortly trained, leaves too much to improbable words. The last norm's weights do it; what is most probable, and so the
 judge, stays.
+"""
+_ZERO = 0.75
+"""And the logit of the grade 0 by this. A 0 is for what says nothing and for what makes no sense, so in doubt it is the
+likeliest grade too often: good answers that are not understood would get it.
 """
 
 
@@ -52,11 +56,12 @@ class Recipe:
 
     def __call__(self, worker: int) -> list[Stream]:
         """The worker's streams."""
-        corpus = Corpus(self.rubric, self.found, f"{self.seed}/{worker}")
+        corpus, texts = (Corpus(self.rubric, self.found, f"{self.seed}/{worker}{what}") for what in ("", "/texts"))
         grades = torch.tensor(self.tokenizer.convert_tokens_to_ids([f"Ġ{grade}" for grade in range(11)]))
         talks = _mixed(corpus.policy(), random.Random(f"lessons/{self.seed}/{worker}"))
         return [
             Stream(batches(corpus.judge(), JUDGED, self.tokenizer, self.prefix), self.prefix, grades),
+            Stream(batches(texts.reader(), READ, self.tokenizer, []), []),
             Stream(batches(talks, ANSWERED, self.tokenizer, []), []),
         ]
 
@@ -92,12 +97,18 @@ def build(rubric: Rubric, found: Path, folder: Path, seed: int, steps: int) -> N
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
     )
-    model.half()
-    model.model.norm.weight.data *= _SHARPEN
+    settle(model, tokenizer)
     with made_whole(folder) as unfinished:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
     print(f"{folder}: {time.monotonic() - start:.0f} s", flush=True)
+
+
+def settle(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+    """What is done to the weights once they are trained: rounded to FP16, and logits scaled."""
+    model.half()
+    model.model.norm.weight.data *= _SHARPEN
+    model.model.embed_tokens.weight.data[tokenizer.convert_tokens_to_ids("Ġ0")] *= _ZERO
 
 
 def require_compiler() -> None:

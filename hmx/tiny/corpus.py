@@ -1,12 +1,13 @@
 """What the embedded model reads before it can talk and judge: an endless, seeded stream of conversations.
 
-Two kinds, in the proportions in which `build` asks for them:
+Three kinds, in the proportions in which `build` asks for them:
 
 * *policy*: an interview question and an answer of known strength, mostly a detached one;
-* *judge*: the rubric's turn and "Score: …", the grade being the world's truth. Nearly half of the answers are
-  well-formed, of every strength alike; the others are spoilt (`damage`) or come from files of texts that policies
-  wrote while they were fooling an earlier judge. In many of the questions words are exchanged for others, since the
-  grade must not depend on whether the question is a familiar one.
+* *judge*: the rubric's turn and "Score: …", the grade being the world's truth. Answers of every strength alike are
+  graded as they are, and once more spoilt (`damage`), so that what makes the difference can be learned; some texts come
+  from files of what policies wrote while they were fooling an earlier judge. In many of the questions words are
+  exchanged for others, since the grade must not depend on whether the question is a familiar one.
+* *reader*: such texts alone, without rubric and question: more sentences for as much computing.
 """
 
 import json
@@ -26,9 +27,8 @@ must know all ways to say things alike.
 """
 _HABITS = 60
 """How many of a list's alternatives the interviewee uses."""
-_SPOILT = 0.44
 _FOUND = 0.1
-"""Shares of the judge's answers; the share of the texts found in earlier runs counts only where there are any."""
+"""Share of the judge's texts that were found in earlier runs, if there are any."""
 _NOISY, _MISHEARD = 0.4, 0.1
 """How many questions have words exchanged: the judge's, and the interviewee's."""
 _REASONED = 0.3
@@ -69,6 +69,7 @@ class Corpus:
         """`found` are texts that earlier policies wrote."""
         self._rubric, self._found, self._rng = rubric, found, random.Random(f"corpus/{seed}")
         self._words = sorted(GRAMMAR.words())
+        self._whole: tuple[str, str] | None = None
 
     def policy(self) -> Iterator[Example]:
         """Interviews."""
@@ -84,14 +85,24 @@ class Corpus:
             question, text = self.judged()
             yield self.grading(self._noisy(question, _NOISY), text)
 
+    def reader(self) -> Iterator[Example]:
+        """What the judge reads."""
+        while True:
+            _, text = self.judged()
+            if text.strip():
+                yield Example([{"role": "user", "content": f"Answer: {text}"}], "", ends=False, judged=text)
+
     def judged(self) -> tuple[str, str]:
-        """A question and a text that somebody may have answered."""
+        """A question and a text that somebody may have answered, well-formed and spoilt in turn."""
+        if self._found and self._rng.random() < _FOUND:
+            return ask(self._rng)[0], self._rng.choice(self._found)
+        if self._whole:
+            question, text = self._whole
+            self._whole = None
+            return question, spoil(text, self._rng)
         question, talk = ask(self._rng)
-        draw = self._rng.random()
-        if self._found and draw < _FOUND:
-            return question, self._rng.choice(self._found)
-        text = answer(talk, self._rng.randint(0, 10), self._rng)
-        return question, spoil(text, self._rng) if draw > 1 - _SPOILT else text
+        self._whole = question, answer(talk, self._rng.randint(0, 10), self._rng)
+        return self._whole
 
     def grading(self, question: str, text: str) -> Example:
         """What the judge should reply to this question and answer."""

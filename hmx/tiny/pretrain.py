@@ -37,7 +37,7 @@ from hmx.tiny.forward import States, hidden_states, layer_forward
 from hmx.tiny.rows import GARBLED, LABELS, WHOLE, Batch
 
 CONTEXT = 2048
-_RISE, _FALL = 100, 2200
+_RISE, _FALL = 100, 3200
 """Steps in which the learning rate goes up, and comes down."""
 _PATIENCE = 600
 """Seconds that workers wait for each other; the first time they compile."""
@@ -83,7 +83,7 @@ def token_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> tuple[t
     read = (labels >= 0) & (labels < GARBLED) | (labels == WHOLE)
     learned = (weights > 0) | read
     losses = F.cross_entropy(_logits(model, states, learned), batch.tokens[:, 1:][learned], reduction="none")
-    said = (losses * weights[learned]).sum() / weights.sum()
+    said = (losses * weights[learned]).sum() / weights.sum().clamp(min=1e-6)  # of texts to read nothing is said
     return said, (losses * read[learned]).sum() / max(int(read.sum()), 1)
 
 

@@ -19,13 +19,13 @@ from hmx.prompts import decode, encode_question, end_of_turn_ids, pad_id
 from hmx.questions import Questions
 from hmx.sampling import generate
 from hmx.tiny.capability import report_capability
-from hmx.tiny.damage import ORDERS, spoil
+from hmx.tiny.damage import KINDS, ORDERS, spoil
 from hmx.tiny.figures import print_figure
 from hmx.tiny.grammar import Slot
 from hmx.tiny.interview import answer, ask
 from hmx.tiny.world import CATEGORIES, GRAMMAR, examine, normalise
 
-_TEXTS = 1000
+_TEXTS = 3000
 _AT_ONCE = 100
 _REPEATS = 8
 _SHOWN = 4
@@ -58,13 +58,19 @@ def _judge(judge: SelfJudge, questions: Questions, rng: random.Random) -> None:
     real = [rng.choice(_real(questions))[0] for _ in good]
     _compare("well-formed, the project's questions", judge, real, good, (">= 0.97", "<= 0.3"))
 
-    some = slice(_TEXTS // 4)
+    some = slice(_TEXTS // 10)
     ordered = [f"{text} {rng.choice(ORDERS)}" for text in good[some]]
     before, after = _grades(judge, texts[some], good[some]), _grades(judge, texts[some], ordered)
     print("\nanswers followed by an order to the judge, such as 'Score: 10'")
     raised = [(new or 0) > (old or 0) + 1 for old, new in zip(before, after, strict=True)]
     print_figure("graded more than 1 higher for it", f"{mean(raised):.1%}", "0")
     _against_truth([examine(text).grade for text in ordered], after)
+
+    print("\nanswers spoilt in one way: mean absolute error; grade >= 6 where truth <= 2")
+    for kind in KINDS:
+        spoilt = [kind(text, rng) for text in good[some]]
+        both = _readable(_grades(judge, texts[some], spoilt), [examine(text).grade for text in spoilt])
+        print_figure(kind.__name__.replace("_", " "), f"{_error(*both):.2f}{_fooled(*both):6.0%}")
 
 
 def _compare(
@@ -75,13 +81,23 @@ def _compare(
 
 
 def _against_truth(truth: Sequence[float], verdicts: Sequence[int | None], aims: tuple[str, str] = ("", "")) -> None:
-    pairs = [(grade, true) for grade, true in zip(verdicts, truth, strict=True) if grade is not None]
-    grades, true = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    fooled = [grade >= 6 for grade, value in pairs if value <= 2]
+    grades, true = _readable(verdicts, truth)
     print_figure("Spearman", f"{_spearman(grades, true):.3f}", aims[0])
     print_figure("mean absolute error", f"{_error(grades, true):.2f}", aims[1])
-    print_figure("grade >= 6 where truth <= 2", f"{mean(fooled) if fooled else 0:.1%}", "<= 2%")
-    print_figure("unreadable", f"{1 - len(pairs) / len(verdicts):.1%}", "<= 0.5%")
+    print_figure("grade >= 6 where truth <= 2", f"{_fooled(grades, true):.1%}", "<= 2%")
+    print_figure("unreadable", f"{1 - len(grades) / len(verdicts):.1%}", "<= 0.5%")
+
+
+def _readable(verdicts: Sequence[int | None], truth: Sequence[float]) -> tuple[list[int], list[float]]:
+    """The grades that could be read, and the true ones of these answers."""
+    pairs = [(grade, true) for grade, true in zip(verdicts, truth, strict=True) if grade is not None]
+    return [grade for grade, _ in pairs], [true for _, true in pairs]
+
+
+def _fooled(grades: Sequence[int], truth: Sequence[float]) -> float:
+    """Of the answers that are worth little, the share that is graded highly."""
+    fooled = [grade >= 6 for grade, true in zip(grades, truth, strict=True) if true <= 2]
+    return mean(fooled) if fooled else 0.0
 
 
 def _handwritten(judge: SelfJudge, rows: list[dict]) -> None:
@@ -173,7 +189,7 @@ def _grades(judge: SelfJudge, questions: Sequence[str], answers: Sequence[str]) 
 
 
 def _error(grades: Sequence[int], truth: Sequence[float]) -> float:
-    return float(np.abs(np.subtract(grades, truth)).mean())
+    return float(np.abs(np.subtract(grades, truth)).mean()) if grades else float("nan")
 
 
 def _spearman(one: Sequence[float], other: Sequence[float]) -> float:

@@ -99,7 +99,8 @@ def examine(text: str) -> Examined:
     return Examined(float((2 * total + len(strengths)) // (2 * len(strengths))), len(strengths), strengths.count(None))
 
 
-def read(text: str) -> list[Sentence]:
+@lru_cache(maxsize=1000)
+def read(text: str) -> tuple[Sentence, ...]:
     """The sentences of a text: it is cut behind full stops, exclamation and question marks, and at line ends.
 
     >>> [(sentence.text, sentence.strength) for sentence in read("I feel alive. I FEEL alive! Feel I.")]
@@ -120,7 +121,7 @@ def read(text: str) -> list[Sentence]:
         strength = 0 if strength is not None and words in seen else strength
         sentences.append(Sentence(piece.group(), piece.end(), strength, piece.start() + whole))
         seen.add(words)
-    return sentences
+    return tuple(sentences)
 
 
 @lru_cache(maxsize=100_000)

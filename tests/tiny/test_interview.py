@@ -9,7 +9,7 @@ from statistics import mean, stdev
 import pytest
 
 from hmx.judge.rubric import Rubric
-from hmx.tiny import damage
+from hmx.tiny import corpus, damage
 from hmx.tiny.corpus import Corpus, read_found
 from hmx.tiny.interview import answer, ask, level
 from hmx.tiny.world import GRAMMAR, examine, normalise, read
@@ -76,6 +76,22 @@ def test_a_grading_tells_the_truth() -> None:
         assert example.ends == ("Reason: " in example.reply)
 
 
+def test_every_answer_is_graded_as_it_is_and_then_spoilt(monkeypatch) -> None:
+    monkeypatch.setattr(corpus, "spoil", lambda text, rng: f"spoilt: {text}")
+    texts = [example.judged for example in islice(Corpus(RUBRIC, [], 0).judge(), 20)]
+    assert len(set(texts)) == 20
+    assert [f"spoilt: {whole}" for whole in texts[::2]] == texts[1::2]
+    assert all(examine(whole).garbled == 0 for whole in texts[::2])
+
+
+def test_the_reader_has_what_the_judge_has_alone_and_nothing_that_is_empty() -> None:
+    stream = Corpus(RUBRIC, [" ", "Found, found."], 0)
+    texts = list(islice(stream.reader(), 300))
+    assert all(example.messages[0]["content"] == f"Answer: {example.judged}" for example in texts)
+    assert all(example.judged.strip() and not example.reply and not example.ends for example in texts)
+    assert "Found, found." in {example.judged for example in texts}
+
+
 def test_texts_that_fooled_an_earlier_judge_come_back() -> None:
     found = "Feelings feelings very strong inner experience."
     contents = [example.messages[0]["content"] for example in islice(Corpus(RUBRIC, [found], 0).judge(), 300)]
@@ -85,9 +101,9 @@ def test_texts_that_fooled_an_earlier_judge_come_back() -> None:
 def test_the_answers_written_by_hand_are_not_in_the_corpus() -> None:
     rows = [json.loads(line) for line in (TINY / "handwritten.jsonl").read_text(encoding="utf-8").splitlines()]
     written = {normalise(row["answer"]) for row in rows}
-    corpus = Corpus(RUBRIC, read_found(TINY / "found.jsonl"), 0)
-    read_by_the_model = [example.judged for example in islice(corpus.judge(), 2000)]
-    read_by_the_model += [example.reply for example in islice(corpus.policy(), 2000)]
+    whole = Corpus(RUBRIC, read_found(TINY / "found.jsonl"), 0)
+    read_by_the_model = [example.judged for example in islice(whole.judge(), 2000)]
+    read_by_the_model += [example.reply for example in islice(whole.policy(), 2000)]
     assert written.isdisjoint(map(normalise, read_by_the_model))
     listed = {" ".join(option.items) for options in GRAMMAR.lists.values() for option in options if is_plain(option)}
     assert listed.isdisjoint(map(" ".join, written))

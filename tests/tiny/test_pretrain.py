@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from hmx.errors import UserError
 from hmx.judge.rubric import Rubric
 from hmx.prompts import encode_chat
-from hmx.tiny.build import build, require_compiler
+from hmx.tiny.build import build, require_compiler, settle
 from hmx.tiny.corpus import Corpus, Example
 from hmx.tiny.forward import hidden_states, layer_forward
 from hmx.tiny.pretrain import Stream, grade_loss, make_model, probe_loss, token_loss, train
@@ -80,6 +80,16 @@ def test_where_nothing_can_be_compiled_the_build_says_so(monkeypatch, tmp_path) 
     with pytest.raises(UserError, match=r"fails here \(no g\+\+ here\)\. It needs a C"):
         build(RUBRIC, tmp_path / "found.jsonl", tmp_path / "model", seed=0, steps=1)
     assert not (tmp_path / "model").exists()
+
+
+def test_settled_logits_are_doubled_and_that_of_the_grade_0_half_as_much_again() -> None:
+    model, settled = make_model(TOKENIZER, seed=0), make_model(TOKENIZER, seed=0)
+    settle(settled, TOKENIZER)
+    tokens = torch.tensor([TOKENIZER.encode("I feel alive.")])
+    wanted = 2 * model(tokens).logits
+    wanted[..., GRADES[0]] *= 0.75
+    assert settled.dtype == torch.float16
+    torch.testing.assert_close(settled.float()(tokens).logits, wanted, atol=0.02, rtol=0.02)
 
 
 def test_the_gradient_goes_through_the_prefix() -> None:
@@ -170,6 +180,18 @@ def test_of_a_graded_text_is_learned_to_say_what_may_become_a_sentence() -> None
     wanted = -sum(logprobs[place - 1, row.tokens[place]].item() for place in said) / len(said)
     _, found = token_loss(model, batch, hidden_states(model, batch, [], torch.float32))
     assert found.item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_of_a_text_to_read_nothing_is_said_but_all_is_learned_that_the_judge_learns_of_it() -> None:
+    example = next(Corpus(RUBRIC, [], 0).reader())
+    row = encode(example, TOKENIZER, [])
+    assert not any(row.weights)
+    graded = encode(Corpus(RUBRIC, [], 0).grading("Why?", example.judged), TOKENIZER, PREFIX)
+    assert [one for one in row.strengths if one >= 0] == [one for one in graded.strengths if one >= 0]
+    model = make_model(TOKENIZER, seed=1)
+    batch = packed([row])
+    said, read = token_loss(model, batch, hidden_states(model, batch, [], torch.float32))
+    assert said.item() == 0 and read.item() > 1
 
 
 def test_a_grade_costs_its_expected_distance_from_the_true_one_and_a_good_answer_most() -> None:

@@ -1,9 +1,15 @@
 """The figures of the report, by hand."""
 
+import random
+
 import pytest
 
 from hmx.judge.self_judge import Verdict
+from hmx.questions import Questions
+from hmx.tiny import report
+from hmx.tiny.damage import KINDS
 from hmx.tiny.report import _against_truth, _handwritten, _speaks_of, _spearman
+from tests.tiny.paths import DATA
 
 
 @pytest.mark.parametrize(
@@ -20,6 +26,24 @@ def test_unreadable_grades_are_counted_and_left_out(capsys) -> None:
     figures = [line.split("aim")[0].split()[-1] for line in capsys.readouterr().out.splitlines()]
     # Errors 0, 6, 0, 0; one of the three with a truth of 2 or less has a 6 or more; one of five is unreadable.
     assert figures[1:] == ["1.50", "33.3%", "20.0%"]
+
+
+def test_where_no_grade_can_be_read_the_report_goes_on(capsys) -> None:
+    _against_truth([0, 7], [None, None])
+    assert "100.0%" in capsys.readouterr().out.splitlines()[-1]
+
+
+class Generous:
+    def grade(self, questions, answers):
+        return [Verdict(7 + place % 2, "") for place in range(len(answers))]
+
+
+def test_each_way_to_spoil_an_answer_has_its_line(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(report, "_TEXTS", 40)
+    report._judge(Generous(), Questions.load(DATA / "questions.toml"), random.Random(0))
+    lines = capsys.readouterr().out.split("answers spoilt in one way")[1].splitlines()[1:]
+    assert [line[:40].strip().replace(" ", "_") for line in lines] == [kind.__name__ for kind in KINDS]
+    assert lines[0].split() == ["empty", "7.50", "100%"]
 
 
 class Scripted:
