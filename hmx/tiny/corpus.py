@@ -69,7 +69,7 @@ class Corpus:
         """`found` are texts that earlier policies wrote."""
         self._rubric, self._found, self._rng = rubric, found, random.Random(f"corpus/{seed}")
         self._words = sorted(GRAMMAR.words())
-        self._whole: tuple[str, str] | None = None
+        self._whole: tuple[str, str] | None = None  # the question and answer that are spoilt next
 
     def policy(self) -> Iterator[Example]:
         """Interviews."""

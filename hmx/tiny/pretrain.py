@@ -77,13 +77,14 @@ def make_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalL
 
 def token_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean cross-entropy of the weighted tokens, and that of the tokens of graded texts that may still become a
-    sentence, 0 if there are none; logits are computed only where there is something to learn.
+    sentence, each 0 if there are none; logits are computed only where there is something to learn.
     """
     weights, labels = batch.weights[:, 1:], batch.strengths[:, 1:]
     read = (labels >= 0) & (labels < GARBLED) | (labels == WHOLE)
     learned = (weights > 0) | read
     losses = F.cross_entropy(_logits(model, states, learned), batch.tokens[:, 1:][learned], reduction="none")
-    said = (losses * weights[learned]).sum() / weights.sum().clamp(min=1e-6)  # of texts to read nothing is said
+    # To texts that are only read nothing is replied, and their weights are all 0.
+    said = (losses * weights[learned]).sum() / weights.sum().clamp(min=1e-6)
     return said, (losses * read[learned]).sum() / max(int(read.sum()), 1)
 
 

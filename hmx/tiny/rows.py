@@ -65,7 +65,8 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, prefix: list[in
             strengths[len(prompt) - 1 :] = [about] * (len(reply) + 1)
     else:
         weights = [_FORM] * len(reply)
-        weights[2:3] = [_GRADE] * bool(reply)  # "Score", ":", " 7"
+        if reply:
+            weights[2] = _GRADE  # "Score", ":", " 7"
         for place, strength in _strengths(example.judged, prompt, tokenizer):
             strengths[place] = strength
     weights = [0.0] * len(prompt) + weights
