@@ -60,9 +60,9 @@ class Recipe:
         grades = torch.tensor(self.tokenizer.convert_tokens_to_ids([f"Ġ{grade}" for grade in range(11)]))
         talks = _mixed(corpus.policy(), random.Random(f"lessons/{self.seed}/{worker}"))
         return [
-            Stream(batches(corpus.judge(), JUDGED, self.tokenizer, self.prefix), self.prefix, grades),
-            Stream(batches(texts.reader(), READ, self.tokenizer, []), []),
-            Stream(batches(talks, ANSWERED, self.tokenizer, []), []),
+            Stream("gradings", batches(corpus.judge(), JUDGED, self.tokenizer, self.prefix), self.prefix, grades),
+            Stream("texts", batches(texts.reader(), READ, self.tokenizer, []), []),
+            Stream("conversations", batches(talks, ANSWERED, self.tokenizer, []), []),
         ]
 
 

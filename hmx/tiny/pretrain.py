@@ -124,6 +124,7 @@ def probe_loss(probe: nn.Linear, batch: Batch, states: States) -> torch.Tensor:
 class Stream:
     """Batches without end, and the prefix behind which they stand."""
 
+    name: str
     batches: Iterator[Batch]
     prefix: list[int]
     grades: torch.Tensor | None = None
@@ -209,12 +210,12 @@ def _work(
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps)) for optimizer in optimizers
     ]
     parameters = [*model.parameters(), probe.weight]
-    averages = [0.0] * (len(streams) + 1)
+    averages = dict.fromkeys([*(stream.name for stream in streams), "probe"], 0.0)
     bar = tqdm(range(steps), desc="pre-training", unit="step", mininterval=5.0, disable=worker > 0)
     for step in bar:
         losses = _gradient(model, probe, streams, gradients[worker], layer)
-        for place, value in enumerate(losses):
-            averages[place] += (value - averages[place]) / min(step + 1, 50)
+        for name, value in zip(averages, losses, strict=True):
+            averages[name] += (value - averages[name]) / min(step + 1, 50)
         barrier.wait()
         mean = gradients.mean(0)
         for parameter, part in zip(parameters, mean.split([one.numel() for one in parameters]), strict=True):
@@ -226,7 +227,7 @@ def _work(
         for parameter in parameters:
             parameter.grad = None
         barrier.wait()
-        bar.set_postfix_str("loss " + " ".join(f"{average:.3f}" for average in averages), refresh=False)
+        bar.set_postfix_str("losses: " + " ".join(f"{name} {average:.3f}" for name, average in averages.items()), refresh=False)
 
 
 def _rate(step: int, steps: int) -> float:
@@ -239,14 +240,16 @@ def _rate(step: int, steps: int) -> float:
 def _gradient(
     model: Qwen3ForCausalLM, probe: nn.Linear, streams: list[Stream], gradient: torch.Tensor, layer: Callable
 ) -> list[float]:
-    """Write the gradient on the next batches into `gradient`; returns the streams' losses and the probe's."""
+    """Write the gradient on the next batches into `gradient`; returns the streams' losses and the probe's: of a stream
+    the loss on what is replied, or on the texts where nothing is.
+    """
     parameters = [*model.parameters(), probe.weight]
     losses, taught = [], 0.0
     for stream in streams:
         batch = next(stream.batches)
         states = hidden_states(model, batch, stream.prefix, layer=layer)
         said, read = token_loss(model, batch, states)
-        losses.append(said.item())
+        losses.append((said if batch.weights.any() else read).item())
         loss = said + _READ * read
         if stream.grades is not None:
             loss = loss + _NEAR * grade_loss(model, batch, states, stream.grades)

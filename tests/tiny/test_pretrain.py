@@ -1,5 +1,6 @@
 """Pre-training computes what transformers would, learns what it should, and does so alike each time."""
 
+import math
 from functools import cache
 from itertools import cycle, islice
 
@@ -273,12 +274,12 @@ def test_the_same_seed_gives_the_same_model_and_batches() -> None:
 def small_streams(worker: int) -> list[Stream]:
     """For the workers of the tests below, some of which are processes of their own."""
     corpus = Corpus(RUBRIC, [], 0)
-    return [Stream(batches(corpus.judge(), 1, TOKENIZER, PREFIX), PREFIX, GRADES)]
+    return [Stream("gradings", batches(corpus.judge(), 1, TOKENIZER, PREFIX), PREFIX, GRADES)]
 
 
 def other_streams(worker: int) -> list[Stream]:
     corpus = Corpus(RUBRIC, [], worker)
-    return [Stream(batches(corpus.judge(), 1, TOKENIZER, PREFIX), PREFIX, GRADES)]
+    return [Stream("gradings", batches(corpus.judge(), 1, TOKENIZER, PREFIX), PREFIX, GRADES)]
 
 
 def failing_streams(worker: int) -> list[Stream]:
@@ -305,6 +306,20 @@ def test_training_is_the_same_each_time_and_a_second_workers_batches_count() -> 
     first, again = trained(other_streams, 2, time=1), trained(other_streams, 2, time=2)
     assert all(map(torch.equal, first, again))
     assert not any(map(torch.equal, first, trained(small_streams, 2)))
+
+
+def both_streams(worker: int) -> list[Stream]:
+    texts = batches(Corpus(RUBRIC, [], "texts").reader(), 1, TOKENIZER, [])
+    return [*small_streams(worker), Stream("texts", texts, [])]
+
+
+def test_the_bar_names_the_losses_and_of_texts_without_a_reply_shows_that_of_reading_them(capfd) -> None:
+    train(make_model(TOKENIZER, seed=0), both_streams, steps=1, lr=1e-3, workers=1)
+    shown = capfd.readouterr().err.split("losses: ")[-1]
+    losses = dict(zip(*[iter(shown.strip(" ]\n").split())] * 2, strict=True))
+    assert list(losses) == ["gradings", "texts", "probe"]
+    # A model that knows nothing: about log V for every token.
+    assert 0.9 < float(losses["texts"]) / math.log(len(TOKENIZER)) < 1.1
 
 
 def test_the_failure_of_a_worker_ends_the_training(capfd) -> None:
