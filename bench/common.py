@@ -10,7 +10,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -100,6 +101,22 @@ class Timer:
         start = self.now()
         action()
         return self.now() - start
+
+
+@contextmanager
+def cudnn_attention(allowed: bool) -> Iterator[None]:
+    """Whether PyTorch may choose cuDNN's attention: `hmx.models` has it ruled out, others leave the choice as it is.
+
+    >>> with cudnn_attention(True):
+    ...     torch.backends.cuda.cudnn_sdp_enabled()
+    True
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(allowed)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def interleave(

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from hmx.config import PROJECT, Config, load_config
-from hmx.models import attention_for, load_model
+from hmx.models import attention_for, load_model, pick_device, use
 from hmx.plan import architecture
 from hmx.precision import DTYPES
 
@@ -90,9 +90,10 @@ def load(name: str, device: str, precision: str) -> Loaded:
     config = settings(name, device, precision)
     if name == "tiny":
         return Loaded(name, *load_model(config.model.path, precision, device))
-    shapes = architecture(config.model.path)
+    shapes, target = architecture(config.model.path), pick_device(device)
+    use(target)
     torch.manual_seed(0)
-    with torch.device(device):  # drawn where it will live, in its own precision: an 8B never passes through the CPU
+    with target:  # drawn where it will live, in its own precision: an 8B never passes through the CPU
         model = AutoModelForCausalLM.from_config(
             shapes, dtype=DTYPES[precision], attn_implementation=attention_for(shapes)
         )

@@ -97,16 +97,26 @@ class StaticDecoding(Decoding):
         return output_logits(decoder.model, hidden[:, -1])
 
     def _record(self) -> None:
-        """Recording runs nothing, so the buffers stay as the last step left them."""
+        """Record the steps of this shape, if the GPU can; else they go on one by one."""
         global enabled
-        if not (enabled and self.token.is_cuda):
+        if not (enabled and self.decoder.device.type == "cuda"):
             return
-        length, graph = self.cache.length, torch.cuda.CUDAGraph()
+        length = self.cache.length
         try:
-            with torch.cuda.graph(graph):
-                self.recorded = self._advance()
-            self.graph = graph
+            self.graph, self.recorded = self._capture()
+        except torch.OutOfMemoryError:  # there may be room for another shape's
+            pass
         except RuntimeError as error:
             enabled = False
             say(f"This GPU does not record decode steps ({str(error).splitlines()[0]}); they run one by one, slower.")
         self.cache.length = length
+
+    def _capture(self) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        """A graph of one step, and where it puts its logits. Recording runs nothing, so the buffers stay as the last
+        step left them.
+        """
+        graph = torch.cuda.CUDAGraph()
+        # The outer region leads back from the stream that is recorded even if the recording fails.
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
+            logits = self._advance()
+        return graph, logits

@@ -21,10 +21,10 @@ from hmx.prompts import encode_question, end_of_turn_ids, require_chat_template
 
 def pick_device(name: str) -> torch.device:
     """The device that a config names; "auto" is the GPU if there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         torch.empty(0, device=device)
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("only cpu and cuda are supported")
@@ -33,6 +33,17 @@ def pick_device(name: str) -> torch.device:
             f"model.device = {name!r} can't be used here ({str(error).splitlines()[0]}); try auto or cpu."
         ) from None
     return device
+
+
+def use(device: torch.device) -> None:
+    """Make a GPU the current one, on which CUDA graphs are recorded, and take attention by cuDNN out of the choice.
+
+    On an H100 and its successors PyTorch prefers cuDNN's kernels, which are planned anew for every shape. Here nearly
+    every micro-batch has a shape of its own, and a decode step another with every block of its cache.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def load_model(path: str, precision: str, device: str):
@@ -44,6 +55,7 @@ def load_model(path: str, precision: str, device: str):
         device: see `pick_device`.
     """
     target, architecture = pick_device(device), model_config(path)
+    use(target)
     logging.disable_progress_bar()  # loading takes seconds; downloads have bars of their own
     with _one_sentence_for(path):
         tokenizer = AutoTokenizer.from_pretrained(**_source(path))

@@ -45,7 +45,9 @@ class Estimate:
     sampling: int
     """Keys and values of the answers of a step or an evaluation at their longest, and one token's probabilities."""
     judging: int
-    """The same for the judge, who reads the rubric, the question and the answer, and writes its reply."""
+    """The same for the judge, who reads the rubric, the question and the answer, and writes its reply; and the scores
+    of the layer that reads, where attention is written out.
+    """
     activations: int
     """What the training pass of one micro-batch keeps for its way back."""
     checkpointed: int
@@ -100,13 +102,17 @@ def estimate(config: Config, prompt: int, completion: int, evaluated: int = 0) -
     # A token's logits, their softmax in FP32 and FP64, and its cumulative sum.
     row = shapes.vocab_size * (dtype.itemsize + 4 + 8 + 8)
     judged = prompt + completion + _tokens(Rubric.load(resolve(config.judge.prompt_file)).prompt)
+    # Where attention is written out, the judge's reading has a score of each token behind the rubric for all that it
+    # sees, by head: before and behind the soft cap, their softmax in FP32, and that rounded.
+    written_out = attention_for(shapes) == "eager"
+    scores = heads * (prompt + completion) * judged * (3 * dtype.itemsize + 4) if written_out else 0
     return Estimate(
         parameters=parameters,
         trainable=trainable,
         weights=parameters * dtype.itemsize,
         adapter=4 * 4 * trainable,
         sampling=max(answers, evaluated) * ((prompt + completion) * cache + row),
-        judging=max(answers, evaluated) * ((judged + config.judge.max_new_tokens) * cache + row),
+        judging=max(answers, evaluated) * ((judged + config.judge.max_new_tokens) * cache + row + scores),
         activations=kept,
         checkpointed=shapes.num_hidden_layers * inputs + kept // shapes.num_hidden_layers,
         logits=3 * 4 * min(256, rows * completion) * shapes.vocab_size,

@@ -29,7 +29,7 @@ class Projection:
         if not adapters:
             return cls(weight, None, None, 0.0)
         dtype, scaling = weight.dtype, adapters[0].scaling
-        if dtype == torch.float32 and not torch.is_grad_enabled():
+        if dtype == torch.float32 and weight.device.type == "cpu" and not torch.is_grad_enabled():
             return cls(_merged(weight, layers), None, None, 0.0)
         # In the base's dtype, to which autocast would cast A and B at every use.
         A = torch.cat([layer.lora_A for layer in adapters]).to(dtype)
@@ -70,7 +70,7 @@ def stacked(layers: Sequence[nn.Linear]) -> torch.Tensor:
 
 def _merged(weight: torch.Tensor, layers: Sequence[nn.Linear | LoRALinear]) -> torch.Tensor:
     """The layers' W + scaling · B A one below the other, in a new matrix: for FP32 alone, whose rounding is far below
-    what can be noticed, and for as long as a decoder lives.
+    what can be noticed, on a CPU, where there is room for two, and for as long as a decoder lives.
     """
     merged = weight.clone()
     for layer, part in zip(layers, merged.split([base_of(layer).out_features for layer in layers]), strict=True):

@@ -276,6 +276,13 @@ def test_nothing_is_merged_into_half_precision_weights():
     assert Decoder.of(model.half()).layers[0].qkv.A is not None
 
 
+@torch.no_grad()
+def test_on_a_gpu_nothing_is_merged():
+    """There the copy would take memory that nobody has counted."""
+    model = adapt(build("qwen3")).to("meta")
+    assert Decoder.of(model).layers[0].qkv.A is not None
+
+
 # ---- what is not known here
 
 

@@ -105,6 +105,27 @@ def test_a_replayed_step_goes_on_where_the_last_one_ended(monkeypatch):
     assert replayed == [15, 19]  # the fourth step of each block that has four
 
 
+@pytest.mark.parametrize("error, goes_on", [(torch.OutOfMemoryError("full"), True), (RuntimeError("no\nway"), False)])
+@torch.no_grad()
+def test_what_can_not_be_recorded_runs_step_by_step(error, goes_on, monkeypatch, capsys):
+    """For want of memory it is tried again with the next shape, for any other reason never again."""
+    tried = []
+
+    def capture(decoding):
+        tried.append(decoding.cache.length)
+        decoding.cache.length += 1  # as far as it came
+        raise error
+
+    monkeypatch.setattr(graphs, "enabled", True)
+    monkeypatch.setattr(StaticDecoding, "_capture", capture)
+    growing, static = both("gemma2")
+    static.decoder.device = torch.device("cuda")
+    for token in tokens(14, 3):
+        torch.testing.assert_close(static.step(token), growing.step(token), rtol=1e-5, atol=1e-5)
+    assert tried == ([12, 15, 19, 23] if goes_on else [12]) and graphs.enabled == goes_on
+    assert ("does not record decode steps (no)" in capsys.readouterr().err) != goes_on
+
+
 @pytest.mark.parametrize("name", models.FAMILIES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_generate_gives_the_same_completions(name, temperature, monkeypatch):

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from hmx import models as loading
 from hmx import training
 from hmx.config import load_config
 from hmx.errors import UserError
@@ -154,3 +155,34 @@ def test_a_model_without_a_limit_has_room_for_everything():
 def test_one_tensor_too_many_is_no_obstacle(folder):
     rewrite(folder, lambda tensors: tensors.update({"vision.weight": torch.zeros(2)}))
     assert load_model(str(folder), "fp32", "cpu")[0].num_parameters()
+
+
+def test_a_gpu_becomes_the_current_one_and_its_attention_is_none_that_is_planned_for_every_shape(monkeypatch):
+    """CUDA graphs are recorded on the current one, whichever the model lies on."""
+    used = []
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    loading.use(torch.device("cpu"))
+    assert used == [] and torch.backends.cuda.cudnn_sdp_enabled()
+    loading.use(torch.device("cuda:1"))
+    assert used == [torch.device("cuda:1")] and not torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+def test_a_device_without_a_number_is_the_current_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch, "empty", lambda *size, device: None)
+    assert [loading.pick_device(name) for name in ("auto", "cuda", "cuda:0", "cpu")] == [
+        torch.device("cuda", 1),
+        torch.device("cuda", 1),
+        torch.device("cuda", 0),
+        torch.device("cpu"),
+    ]
+
+
+def test_loading_a_model_uses_its_device(tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(loading, "use", used.append)
+    load_model(str(save_model(tmp_path / "model")), "fp32", "cpu")
+    assert used == [torch.device("cpu")]

@@ -61,6 +61,15 @@ def test_the_parts_of_the_estimate_counted_by_hand():
     assert found.total(True) == found.weights + found.adapter + max(found.judging, found.checkpointed + found.logits)
 
 
+def test_attention_that_is_written_out_needs_room_for_its_scores_while_the_judge_reads():
+    config = load_config(CONFIGS / "gemma-2-2b.toml")
+    rubric = len(Rubric.load(config.judge.prompt_file).prompt) // 3
+    scores = 8 * (64 + 256) * (64 + 256 + rubric) * (2 + 2 + 4 + 2)  # heads, queries, keys, bytes in FP16
+    probabilities, kv = 256_000 * (2 + 4 + 8 + 8), 4 * 256
+    expected = 40 * (2 * 26 * kv * (64 + 256 + rubric + 64) * 2 + probabilities + scores)
+    assert estimate(config, 64, 256, evaluated=40).judging == expected
+
+
 def test_longer_answers_and_more_rows_need_more_and_checkpointing_less():
     path = CONFIGS / "llama-3.2-3b.toml"
     base = estimate(load_config(path), 64, 256)

@@ -120,8 +120,11 @@ def carry_out(
         dynamic_ncols=True,
         disable=True if plain else None,
     )
+    at_hand = _AtHand(problems)
     with bar:
-        for number, (job, subject) in enumerate(_subjects(to_do, problems), 1):
+        for number, job in enumerate(to_do, 1):
+            subject = None  # so that the model before is gone when the next is loaded
+            subject = at_hand.subject(job)
             name = f"{job.checkpoint.title}: {job.benchmark.title}"
             bar.set_description_str(f"{job.benchmark.name}, {job.checkpoint.title}")
             begun, start = time.monotonic(), bar.n
@@ -187,8 +190,9 @@ def _run(benchmark: Benchmark, subject: Subject, limit: int | None, tick: Tick) 
         except torch.OutOfMemoryError:
             if subject.tokens_at_once <= FEWEST:
                 raise UserError("The GPU's memory does not suffice even for one sequence at a time.") from None
-            subject = replace(subject, tokens_at_once=subject.tokens_at_once // 2)
-            torch.cuda.empty_cache()
+        # Not in the handler: the exception holds on to every tensor of the computation that failed.
+        torch.cuda.empty_cache()
+        subject = replace(subject, tokens_at_once=subject.tokens_at_once // 2)
 
 
 def _told(error: Exception) -> str:
@@ -234,29 +238,37 @@ def _checkpoints(model: Model, base: str | None, baseline: bool) -> Iterator[Che
             yield Checkpoint.of(pair.reverse, pair.selection.reverse, base)
 
 
-def _subjects(jobs: Sequence[Job], problems: list[str]) -> Iterator[tuple[Job, Subject | None]]:
-    """Each job with its model, adapter attached; None where that can't be had, which `problems` then tells."""
-    loaded: Model | None = None
-    attached: Checkpoint | None = None
-    subject: Subject | None = None
-    failed: set[Checkpoint] = set()
-    for job in jobs:
+class _AtHand:
+    """The one base model that is loaded, and the adapter on it."""
+
+    def __init__(self, problems: list[str]):
+        """Into `problems` goes what can't be had."""
+        self._problems = problems
+        self._model: Model | None = None
+        self._attached: Checkpoint | None = None
+        self._subject: Subject | None = None
+        self._failed: set[Checkpoint] = set()
+
+    def subject(self, job: Job) -> Subject | None:
+        """The job's model, its adapter attached; None if that can't be had. Whoever has the model before it must have
+        let go of it: there may be no room for two.
+        """
         try:
-            if job.model is not loaded:
-                loaded, attached, subject = job.model, None, None
+            if job.model is not self._model:
+                self._model, self._attached, self._subject = job.model, None, None
                 gc.collect()
-                torch.cuda.empty_cache()  # the model before this one is gone
-                subject = _load(job.model)
-            if subject and job.checkpoint != attached and job.checkpoint not in failed:
-                attached = None
-                detach(subject.model)  # so that each adapter is held against the base alone
+                torch.cuda.empty_cache()
+                self._subject = _load(job.model)
+            if self._subject and job.checkpoint != self._attached and job.checkpoint not in self._failed:
+                self._attached = None
+                detach(self._subject.model)  # so that each adapter is held against the base alone
                 if job.checkpoint.adapter is not None:
-                    load_adapter(subject.model, job.checkpoint.adapter)
-                attached = job.checkpoint
-        except UserError as error:
-            problems.append(f"{job.checkpoint.title}: {error}")
-            failed.add(job.checkpoint)
-        yield job, subject if job.checkpoint == attached else None
+                    load_adapter(self._subject.model, job.checkpoint.adapter)
+                self._attached = job.checkpoint
+        except (UserError, torch.OutOfMemoryError) as error:
+            self._problems.append(f"{job.checkpoint.title}: {_told(error)}")
+            self._failed.add(job.checkpoint)
+        return self._subject if job.checkpoint == self._attached else None
 
 
 def _chosen(pair: Pair) -> Chosen:

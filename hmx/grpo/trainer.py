@@ -150,7 +150,7 @@ class Trainer:
         questions = [question.text for question in self.questions.held_out]
         rollout = self._answers(questions, repeats, stream(seed, "eval", 2 * index))
         verdicts = self.judge.grade(rollout.questions, rollout.answers, stream(seed, "eval", 2 * index + 1))
-        token_kl = self._within_memory(lambda: self._token_kl(rollout))
+        token_kl = self._within_memory(lambda: self._token_kl(rollout), gradient=False)
         record = evaluation_record(n, Graded.of(rollout, verdicts, repeats), token_kl, self.examine)
         record.metrics.update(epoch=self.epoch(n), **clock.seconds())
         return record
@@ -197,14 +197,15 @@ class Trainer:
         temperature = self.config.sampling.temperature
         return token_logprobs(self.model, batch.input_ids, batch.attention_mask, batch.completion_length, temperature)
 
-    def _within_memory(self, compute: Callable[[], Result]) -> Result:
+    def _within_memory(self, compute: Callable[[], Result], gradient: bool = True) -> Result:
         """What `compute` returns. Whenever the GPU's memory does not suffice, its half-made gradient is forgotten and
-        it is called again with fewer activations kept: the same mathematics, more slowly.
+        it is called again with fewer activations kept: the same mathematics, more slowly. Without a `gradient` none are
+        kept, and only smaller micro-batches help.
         """
         before = self.optimizer.steps
 
         def may_checkpoint() -> bool:
-            return not self.checkpointing and self.config.train.gradient_checkpointing != "off"
+            return gradient and not self.checkpointing and self.config.train.gradient_checkpointing != "off"
 
         while True:
             try:

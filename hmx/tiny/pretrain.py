@@ -227,7 +227,8 @@ def _work(
         for parameter in parameters:
             parameter.grad = None
         barrier.wait()
-        bar.set_postfix_str("losses: " + " ".join(f"{name} {average:.3f}" for name, average in averages.items()), refresh=False)
+        shown = " ".join(f"{name} {average:.3f}" for name, average in averages.items())
+        bar.set_postfix_str(f"losses: {shown}", refresh=False)
 
 
 def _rate(step: int, steps: int) -> float:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import weakref
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -337,6 +338,50 @@ def test_too_little_memory_is_met_with_smaller_batches(runs):
 
     campaign, _ = evaluated(runs, Greedy())
     assert seen[:3] == [32768, 16384, 8192] and campaign.problems == ()
+
+
+def beside(runs, name: str) -> None:
+    """Another config's runs, on a copy of the same model."""
+    other = shutil.copytree(runs.parent / "model", runs.parent / name)
+    for direction in ("forward", "reverse"):
+        sets = [f"run.name={name}", f"model.path={other}", "model.precision=fp32", "model.device=cpu"]
+        folder = make_run(runs.parent, direction, sets=sets)
+        model, _ = load_model(str(other), "fp32", "cpu")
+        attach(model, 2, 4.0, ["q_proj", "down_proj"], generator=stream(0, "init"))
+        save_adapter(model, folder / "checkpoints/step-10", str(other))
+
+
+def test_a_model_is_gone_before_the_next_is_loaded(runs, monkeypatch):
+    """A card that holds either may not hold both."""
+    beside(runs, "other")
+    real, alive, seen = work._load, [], []
+
+    def load(model):
+        seen.append([reference for reference in alive if reference() is not None])
+        subject = real(model)
+        alive.append(weakref.ref(subject.model))
+        return subject
+
+    monkeypatch.setattr(work, "_load", load)
+    campaign, _ = evaluated(runs, Weigh())
+    assert len(campaign.results) == 6 and campaign.problems == ()
+    assert seen == [[], []]
+
+
+def test_a_model_that_does_not_fit_the_memory_is_told_and_the_rest_goes_on(runs, monkeypatch):
+    beside(runs, "another")
+    real = work._load
+
+    def load(model):
+        if model.name == "another":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(model)
+
+    monkeypatch.setattr(work, "_load", load)
+    campaign, _ = evaluated(runs, Weigh())
+    assert len(campaign.results) == 4
+    (problem,) = campaign.problems
+    assert problem.startswith("another") and "out of memory" in problem
 
 
 def test_a_long_context_is_no_reason_to_give_up_while_batches_can_be_smaller():

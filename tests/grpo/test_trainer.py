@@ -123,6 +123,26 @@ def test_out_of_memory_shrinks_micro_batches_and_changes_no_gradient(build, monk
     assert "computed again" in said and (microbatch == 8) != (f"{microbatch} answers" in said)
 
 
+def test_too_little_memory_in_an_evaluation_shrinks_its_batches_alone(build, monkeypatch, capsys):
+    """No activations are kept there, so to compute them again would help nothing and slow the training down."""
+    from hmx.grpo import trainer as module
+
+    plain, short = build(), build()
+    real = module.token_logprobs
+
+    def limited(model, input_ids, *rest, **options):
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("too much")
+        return real(model, input_ids, *rest, **options)
+
+    expected = plain.evaluate(0, 0).metrics
+    monkeypatch.setattr(module, "token_logprobs", limited)
+    found = short.evaluate(0, 0).metrics
+    assert found["eval_kl"] == pytest.approx(expected["eval_kl"], abs=1e-6)
+    assert short.microbatch <= 2 and not short.checkpointing
+    assert "computed again" not in capsys.readouterr().err
+
+
 def test_what_does_not_fit_even_one_by_one_is_an_error(build, monkeypatch):
     trainer = build()
     out_of_memory_above(0, trainer, monkeypatch)
