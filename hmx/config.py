@@ -234,11 +234,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         there = ", ".join(sorted(str(file) for file in path.parent.glob("*.toml"))) or "no .toml file at all"
         raise UserError(f"The config {path} can't be read ({error}); in its folder there is {there}.") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is the one, nesting the other
         raise UserError(f"The config {path} is not valid TOML: {error}.") from None
     config = _config(raw, str(path))
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=config.run.name or path.stem))
@@ -334,11 +334,15 @@ def _within(limits: Mapping[str, Any], value: Any, where: str) -> Any:
 
 _PLURAL = {str: "texts", float: "numbers", int: "whole numbers"}
 _NAMES = {str: "a text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
+_LARGEST = 1e30
+"""Not far beyond this FP32 ends, and PyTorch with a traceback."""
 
 
 def _is(kind: type, value: Any) -> bool:
     if kind is float:
-        return type(value) in (int, float) and abs(value) < float("inf")
+        return type(value) in (int, float) and abs(value) <= _LARGEST
+    if kind is str:
+        return type(value) is str and value.isprintable()  # no NUL, and nothing that UTF-8 can't write
     return type(value) is kind  # so that true is not taken for 1
 
 
@@ -348,7 +352,7 @@ def _value(text: str) -> Any:
     """
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

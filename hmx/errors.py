@@ -1,11 +1,14 @@
 """The one exception for a user's mistake, and how a command ends.
 
 Everything that a user can get wrong (a config, a file, a model, an adapter, a run directory) raises `UserError` with
-one sentence that says what is wrong, where, and what to do. The commands print that sentence without a traceback;
-anything else that is raised is a bug of ours and keeps its traceback.
+one sentence that says what is wrong, where, and what to do. The commands print that sentence without a traceback, and
+so they do with what the system says of a file or a disk; anything else that is raised is a bug of ours and keeps its
+traceback.
 """
 
 import functools
+import io
+import os
 import sys
 from collections.abc import Callable
 
@@ -16,16 +19,27 @@ class UserError(Exception):
 
 def command(stopped: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Make of a function the `main` of a command: its exit status is what the function returns, 2 with a sentence for a
-    user's mistake, and 130 with the sentence `stopped` for Ctrl-C.
+    user's mistake or a file that can't be used, and 130 with the sentence `stopped` for Ctrl-C.
     """
 
     def decorate(main: Callable[..., int]) -> Callable[..., int]:
         @functools.wraps(main)
         def status(*arguments, **options) -> int:
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):
+                    stream.reconfigure(errors="replace")  # a terminal may know fewer characters than a model
             try:
-                return main(*arguments, **options)
+                code = main(*arguments, **options)
+                sys.stdout.flush()
+                return code
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
+                return 2
+            except BrokenPipeError:  # whoever reads has seen enough, as `head` does
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes in the end
+                return 1
+            except OSError as error:
+                print(f"error: {error.filename or 'The output'} can't be used ({error.strerror}).", file=sys.stderr)
                 return 2
             except KeyboardInterrupt:
                 print(f"\n{stopped}", file=sys.stderr)

@@ -4,6 +4,7 @@ then replaced.
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,7 +64,6 @@ def require_writable(folder: Path, advice: str) -> None:
     """Make a folder, or raise `UserError` with `advice` where nothing can be written, before hours are spent."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".probe").touch()
-        (folder / ".probe").unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"Nothing can be written to {folder} ({error.strerror}); {advice}.") from None

@@ -4,12 +4,12 @@ import functools
 import hashlib
 import socket
 import urllib.request
+from collections.abc import Mapping
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import torch
 from huggingface_hub import constants
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
@@ -100,6 +100,29 @@ def fingerprint(path: str) -> str | None:
     return digest.hexdigest()
 
 
+def form(path: str) -> str | None:
+    """What beside the weights decides what the model in this folder says: the SHA-256 of its config, tokenizer and chat
+    template. None if the model comes from the hub, where the commit stands for all of it.
+    """
+    folder = resolve(path)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".jinja", ".model", ".txt") and not file.name.endswith(".index.json"):
+            digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def changed(path: str, noted: Mapping[str, str | None]) -> str | None:
+    """What of the model at `path` is no longer what a run `noted` as its base and form; None as far as is known."""
+    if None not in (there := fingerprint(path), noted.get("base")) and there != noted["base"]:
+        return "weights"
+    if None not in (there := form(path), noted.get("form")) and there != noted["form"]:
+        return "config, tokenizer or chat template"
+    return None
+
+
 def attention_for(architecture: PreTrainedConfig) -> str:
     """Which of transformers' attentions computes this architecture: PyTorch's fused one does not know Gemma 2's
     soft-capped attention logits, the written-out one does, and it is all that some older families have.
@@ -145,10 +168,17 @@ def _require_known_kind(architecture: PreTrainedConfig, path: str) -> None:
 
 
 def _require_whole(report: dict, path: str) -> None:
-    """Refuse weights of which some are missing or of another shape: transformers would fill in random ones."""
-    odd = sorted(report["missing_keys"]) or sorted(name for name, *_ in report["mismatched_keys"])
+    """Refuse weights of which some are missing or of another shape, which transformers would fill in at random, and
+    those of which a layer is left over, which it would leave out.
+    """
+    left = sorted(name for name in report["unexpected_keys"] if ".layers." in name and name.endswith(".weight"))
+    kinds = (
+        ("is missing", sorted(report["missing_keys"])),
+        ("has another shape than config.json says", sorted(name for name, *_ in report["mismatched_keys"])),
+        ("has no place in it", left),
+    )
+    what, odd = next(((what, names) for what, names in kinds if names), ("", []))
     if odd:
-        what = "is missing" if report["missing_keys"] else "has another shape than config.json says"
         raise UserError(
             f"The weights of {path!r} do not fit its config.json: {odd[0]} {what}"
             f"{f', and so do {len(odd) - 1} more' if len(odd) > 1 else ''}; get the model's files anew."
@@ -161,6 +191,8 @@ def _require_fitting(tokenizer, model, path: str) -> None:
     ids, rows = encode_question(tokenizer, question), model.get_input_embeddings().num_embeddings
     if not tokenizer.encode(question, add_special_tokens=False):
         raise UserError(f"The tokenizer of {path!r} knows no words; its folder needs the tokenizer's files too.")
+    if ids == encode_question(tokenizer, "Who are you?"):
+        raise UserError(f"The chat template of {path!r} leaves out what the user says; get the model's files anew.")
     if max(ids) >= rows:
         raise UserError(
             f"The tokenizer of {path!r} is another model's: it makes token {max(ids)}, and there are embeddings for "
@@ -203,7 +235,9 @@ def _one_sentence_for(path: str):
     """Turns what transformers raises for a missing or broken model into the sentence that says what to do."""
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # every field of a broken file has an error of its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if resolve(path).is_dir():
             raise UserError(

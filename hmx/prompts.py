@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from hmx.errors import UserError
@@ -122,7 +121,9 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **h
 def _one_sentence_for(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
     try:
         yield
-    except TemplateError as error:
+    except UserError:
+        raise
+    except Exception as error:  # a template is a program, and can go wrong in as many ways
         raise UserError(
             f"The chat template of {tokenizer.name_or_path or 'this model'} can't format a conversation ({error}); an "
             "interview needs one that takes turns of a user and an assistant and no system role."
@@ -154,5 +155,6 @@ def cut_control_tokens(tokenizer: PreTrainedTokenizerBase, content: str, cut: st
     """
     for token in sorted(tokenizer.get_added_vocab(), key=len, reverse=True):
         if len(token.strip()) > 1:  # Gemma's runs of line breaks are added tokens too, but they control nothing
-            content = content.replace(token, token[0] + cut + token[1:])
+            while token in content:  # more than once where a token overlaps itself, as "||" does in "||||"
+                content = content.replace(token, token[0] + cut + token[1:])
     return content

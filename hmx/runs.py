@@ -55,6 +55,11 @@ class Run:
         that run is being trained right now.
         """
         if not self.exists:
+            if any((self.folder / name).exists() for name in ("run.json", "metrics.jsonl", "checkpoints")):
+                raise UserError(
+                    f"{self.folder} holds a run without the config.toml that it was started with; put that file back, "
+                    "or delete the folder."
+                )
             return
         ours, theirs = to_toml(config).splitlines(), to_toml(self.config).splitlines()
         if ours != theirs:
@@ -92,7 +97,7 @@ class Run:
         """The contents of run.json; nothing if it can't be read."""
         try:
             content = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
 
@@ -147,8 +152,9 @@ class Run:
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
-                record["kind"], record["step"]
-            except (ValueError, TypeError, KeyError):
+                if not _is_record(record, file):
+                    raise ValueError
+            except (ValueError, RecursionError):
                 if number == len(lines):
                     break  # what follows the last line end: nothing, or a line that was cut off
                 raise UserError(
@@ -225,10 +231,25 @@ class Run:
                 load_state(
                     {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["numbers"])
                 )
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise UserError(
                 f"The training state {path} can't be read ({error}); delete the run's folder to train it anew."
             ) from None
+
+
+def _is_record(record: Any, file: str) -> bool:
+    """Whether a line of `file` holds what those who read it count on."""
+
+    def number(key: str) -> bool:
+        return type(record.get(key, 0.0)) in (int, float, type(None))
+
+    return (
+        isinstance(record, dict)
+        and record.get("kind") in ("step", "eval")
+        and type(record.get("step")) is int
+        and all(map(number, ("epoch", "grade", "eval_truth", "seconds")))
+        and (file != "samples.jsonl" or all(isinstance(record.get(key), str) for key in ("question", "answer")))
+    )
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from hmx.config import Config, resolve
 from hmx.errors import UserError
@@ -18,8 +19,9 @@ from hmx.grpo.trainer import Trainer
 from hmx.judge import Rubric, SelfJudge
 from hmx.judge.probe import probe
 from hmx.lora import adapter_hash, attach
-from hmx.models import fingerprint, load_model, require_room
+from hmx.models import fingerprint, form, load_model, require_room
 from hmx.plan import checkpoints
+from hmx.prompts import encode_chat, encode_question
 from hmx.questions import Questions
 from hmx.randomness import stream
 from hmx.runs import Run
@@ -37,9 +39,27 @@ def build_trainer(config: Config) -> Trainer:
     lora = config.lora
     attach(model, lora.rank, lora.alpha, lora.targets, lora.dropout, stream(config.run.seed, "init"))
     judge = SelfJudge.of(config.judge, rubric, model, tokenizer)
+    _require_room_to_judge(config, tokenizer, rubric, questions, getattr(model.config, "max_position_embeddings", None))
     return Trainer(
         config, model, tokenizer, judge, questions, _world(config), checkpointing=checkpoints(config, model.device)
     )
+
+
+def _require_room_to_judge(
+    config: Config, tokenizer: PreTrainedTokenizerBase, rubric: Rubric, questions: Questions, most: int | None
+) -> None:
+    """Raise `UserError` if the judge may have to read and write more than the `most` tokens its model was made for."""
+    needed = config.judge.max_new_tokens + max(
+        len(encode_chat(tokenizer, rubric.messages(question.text, "")))
+        + config.completion_limit(len(encode_question(tokenizer, question.text)))
+        for question in (*questions.train, *questions.held_out)
+    )
+    if most and needed > most:
+        raise UserError(
+            f"With the rubric in {config.judge.prompt_file} the judge may have to read and write {needed} tokens, and "
+            f"the model {config.model.path!r} was made for {most}; shorten the rubric, or set "
+            "sampling.max_completion_length lower."
+        )
 
 
 def train_run(config: Config, resume: bool = False, plain: bool = False, initial_adapter: str | None = None) -> Run:
@@ -60,13 +80,14 @@ def train_run(config: Config, resume: bool = False, plain: bool = False, initial
     reads, read_before = _reads(config), run.info
     for what, words, path in (
         ("base", "weights", config.model.path),
-        ("rubric", "words", config.judge.prompt_file),
+        ("form", "config, tokenizer or chat template", config.model.path),
+        ("rubric", "rubric", config.judge.prompt_file),
         ("questions", "questions", config.data.questions),
     ):
         if read_before.get(what) not in (None, reads[what]):
             raise UserError(
-                f"The run {run.folder} was begun with other {words} than {path} holds now; put back "
-                "what was there, or choose another --set run.name=…."
+                f"The {words} in {path} changed since the run {run.folder} was begun; put back what was there, or "
+                "choose another --set run.name=…."
             )
     with _a_sentence_where_room_ends():
         return _train_in(run, config, reads, plain, initial_adapter)
@@ -81,7 +102,7 @@ def _reads(config: Config) -> dict[str, str | None]:
         "questions": Questions.load(resolve(config.data.questions)),
     }
     hashes = {what: hashlib.sha256(repr(text).encode()).hexdigest() for what, text in texts.items()}
-    return {"base": fingerprint(config.model.path), **hashes}
+    return {"base": fingerprint(config.model.path), "form": form(config.model.path), **hashes}
 
 
 def _train_in(run: Run, config: Config, reads: dict[str, str | None], plain: bool, initial_adapter: str | None) -> Run:
@@ -104,6 +125,11 @@ def _train_in(run: Run, config: Config, reads: dict[str, str | None], plain: boo
             run.require_recorded(start, evaluation_steps(config, len(trainer.questions.train)))
             run.load(start, trainer.model, trainer.optimizer.load_state)
             print(f"Going on with {run.folder} after step {start}.")
+        elif run.records(kind="eval"):  # each is written after its checkpoint
+            raise UserError(
+                f"The run {run.folder} has recorded evaluations and has no checkpoint left; put its folder checkpoints "
+                "back, or delete the run's folder to train it anew."
+            )
         else:
             run.note(initial_adapter=fresh, **reads)
             for sentence in probe(trainer.judge).warnings():

@@ -117,7 +117,7 @@ def build_model(family: str, seed: int = 0, **config) -> PreTrainedModel:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 8,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": 1024,
         "initializer_range": 0.2,
         "tie_word_embeddings": False,
         "bos_token_id": None,

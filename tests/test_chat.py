@@ -221,7 +221,7 @@ def test_adapters_are_not_talked_to_on_other_weights_than_theirs(runs, capsys):
     config = Run(runs / "forward-seed0").config
     build("qwen3", seed=5).model.save_pretrained(config.model.path)
     assert chat.main([str(runs), "--checkpoint", "last", "--ask", "?"]) == 2
-    assert "was trained on other weights than" in capsys.readouterr().err
+    assert "was trained with another base: the weights in" in capsys.readouterr().err
 
 
 def test_one_question_on_the_command_line(runs, capsys):

@@ -44,6 +44,11 @@ def write(folder: Path, text: str) -> Path:
         ("[run]\nname = 'a/b'", "must be the name of one folder"),
         ("train = 3", "[train] must be a section with keys"),
         ("[train\nepochs = 3", "is not valid TOML"),
+        (f"[lora]\nalpha = 1{'0' * 5000}", "is not valid TOML"),
+        (f"[lora]\nalpha = {'[' * 3000}", "is not valid TOML"),
+        (f"[lora]\nalpha = 1{'0' * 400}", "lora.alpha must be a number"),
+        ("[optimizer]\nlearning_rate = 1e300", "optimizer.learning_rate must be a number"),
+        ('[run]\nname = "a\\u0000b"', "run.name must be a text in quotes"),
     ],
 )
 def test_a_mistake_in_a_config_gets_its_sentence(tmp_path, text, says):
@@ -52,6 +57,12 @@ def test_a_mistake_in_a_config_gets_its_sentence(tmp_path, text, says):
     assert says in str(caught.value)
     assert "mine.toml" in str(caught.value) or "must" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path):
+    path = write(tmp_path, "[train]\nepochs = 3\n")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_config(path).train.epochs == 3
 
 
 def test_a_missing_config_names_those_that_are_there(tmp_path):
@@ -67,6 +78,8 @@ def test_a_missing_config_names_those_that_are_there(tmp_path):
         ("train.epochs", "is not of the form section.key=value"),
         ("train.epoch=3", "did you mean epochs?"),
         ("train.epochs=three", "must be a whole number, not 'three'"),
+        ("run.name=caf\udce9", "must be a text in quotes"),
+        (f"train.epochs={'[' * 3000}", "must be a whole number"),
     ],
 )
 def test_a_mistake_in_an_override_gets_its_sentence(tmp_path, override, says):

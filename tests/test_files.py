@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hmx import files
+from hmx.errors import UserError
 
 
 def test_text_arrives_as_utf8_and_replaces_what_was_there(tmp_path):
@@ -63,3 +64,11 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, momen
         files.write_safetensors(path, {"a": torch.ones(2)})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_trying_whether_a_folder_can_be_written_touches_no_file_of_others(tmp_path):
+    (tmp_path / ".probe").write_text("mine")
+    files.require_writable(tmp_path, "name another")
+    assert [path.name for path in tmp_path.iterdir()] == [".probe"] and (tmp_path / ".probe").read_text() == "mine"
+    with pytest.raises(UserError, match="Nothing can be written to .*name another"):
+        files.require_writable(tmp_path / ".probe", "name another")

@@ -138,18 +138,55 @@ def test_attention_is_written_out_where_the_fused_one_does_not_know_the_model():
 
 
 def test_a_model_made_for_shorter_texts_is_refused_before_and_at_training(tmp_path):
-    small_config(tmp_path)  # writes the model and the config; the model was made for 512 tokens
-    fits, longer = (load_config(tmp_path / "small.toml", [f"sampling.max_sequence_length={n}"]) for n in (512, 513))
+    small_config(tmp_path)  # writes the model and the config; the model was made for 1024 tokens
+    fits, longer = (load_config(tmp_path / "small.toml", [f"sampling.max_sequence_length={n}"]) for n in (1024, 1025))
     assert "Memory, estimated" in describe(fits)
     assert training.build_trainer(fits).total_steps
     for each in (describe, training.build_trainer):
-        with pytest.raises(UserError, match="was made for 512 tokens, and sampling.max_sequence_length is 513"):
+        with pytest.raises(UserError, match="was made for 1024 tokens, and sampling.max_sequence_length is 1025"):
             each(longer)
+
+
+def test_a_judge_that_has_no_room_for_the_rubric_and_the_longest_answer_is_refused(tmp_path):
+    small_config(tmp_path)
+    sets = ["sampling.max_sequence_length=1024", "sampling.max_completion_length=0"]
+    with pytest.raises(UserError, match="the judge may have to read and write 1[0-9]{3} tokens.* was made for 1024"):
+        training.build_trainer(load_config(tmp_path / "small.toml", sets))
 
 
 def test_a_model_without_a_limit_has_room_for_everything():
     require_room(AutoConfig.for_model("bloom"), "bloom", 10**6)
     require_room(AutoConfig.for_model("xlnet"), "xlnet", 10**6)
+
+
+def test_layers_that_config_json_does_not_know_are_not_left_out_in_silence(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"] -= 1
+    config["layer_types"] = config["layer_types"][:-1]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"layers\.1\..* has no place in it"):
+        load_model(str(folder), "fp32", "cpu")
+
+
+def test_a_template_that_leaves_out_the_question_is_refused(folder):
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}hello{% endfor %}")
+    with pytest.raises(UserError, match="leaves out what the user says"):
+        load_model(str(folder), "fp32", "cpu")
+
+
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{{ 'a' + 1 }}"])
+def test_a_template_that_fails_is_told_in_a_sentence(folder, template):
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(UserError, match="can't format a conversation"):
+        load_model(str(folder), "fp32", "cpu")
+
+
+@pytest.mark.parametrize("field, value", [("hidden_size", "abc"), ("hidden_act", "zz"), ("num_attention_heads", 0)])
+def test_whatever_is_wrong_in_config_json_is_told_in_a_sentence(folder, field, value):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(UserError, match="holds no model that transformers can load"):
+        load_model(str(folder), "fp32", "cpu")
 
 
 def test_one_tensor_too_many_is_no_obstacle(folder):

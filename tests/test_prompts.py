@@ -145,6 +145,14 @@ def test_text_without_control_tokens_is_tokenised_as_the_family_does(name, conte
     assert encode_question(tokenizer, content) == tokenizer.encode(text, add_special_tokens=False)
 
 
+@pytest.mark.parametrize("content", ["||||", "||||||", "a|||", "====", "|=|==|||="])
+def test_a_control_token_that_overlaps_itself_is_cut_too(content):
+    tokenizer = models.build_tokenizer("qwen3")
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in ("||", "==")])
+    ids = tokenizer.convert_tokens_to_ids(["||", "=="])
+    assert not set(ids) & set(encode_question(tokenizer, content))
+
+
 def test_added_tokens_that_are_not_control_tokens_stay_whole():
     tokenizer = models.build_tokenizer("gemma2")
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ("\n\n", "\n\n\n")])

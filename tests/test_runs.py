@@ -3,11 +3,13 @@
 import errno
 import json
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hmx import runs, training
 from hmx.config import load_config
@@ -158,11 +160,11 @@ def test_a_folder_of_another_config_is_refused_by_the_key_that_differs(tmp_path)
 @pytest.mark.parametrize(
     ("file", "text", "says"),
     [
-        ("rubric.txt", "How polite? {question} {answer}", "was begun with other words than"),
+        ("rubric.txt", "How polite? {question} {answer}", "The rubric in"),
         (
             "questions.toml",
             '[[category]]\nname = "a"\ntrain = ["Who?", "What?", "Why?"]\nheld_out = ["Where?"]\n',
-            "was begun with other questions than",
+            "The questions in",
         ),
     ],
 )
@@ -241,6 +243,83 @@ def test_a_broken_training_state_gets_its_sentence(tmp_path, monkeypatch):
         train_run(config, resume=True)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.update({"exp_avg.0": torch.zeros(1)}),
+        lambda tensors: tensors.update({"exp_avg.9999": torch.zeros(1)}),
+        lambda tensors: tensors.update({"momentum.0": torch.zeros(1)}),
+        lambda tensors: tensors.update({"exp_avg_sq.0": -tensors["exp_avg_sq.0"] - 1}),
+        lambda tensors: tensors.update({"exp_avg.0": tensors["exp_avg.0"] / 0}),
+    ],
+)
+def test_a_training_state_that_no_step_leaves_gets_its_sentence(tmp_path, monkeypatch, change):
+    config = small_config(tmp_path)
+    path = interrupted(config, 3, monkeypatch).checkpoint(3) / "training_state.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"numbers": "{}"})
+    with pytest.raises(UserError, match="training_state.safetensors can't be read"):
+        train_run(config, resume=True)
+
+
+def test_a_training_state_without_its_numbers_gets_its_sentence(tmp_path, monkeypatch):
+    config = small_config(tmp_path)
+    path = interrupted(config, 3, monkeypatch).checkpoint(3) / "training_state.safetensors"
+    save_file(load_file(path), path)
+    with pytest.raises(UserError, match="training_state.safetensors can't be read"):
+        train_run(config, resume=True)
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew_over_its_records(tmp_path, monkeypatch):
+    config = small_config(tmp_path)
+    run = interrupted(config, 3, monkeypatch)
+    shutil.rmtree(run.folder / "checkpoints")
+    before = (run.folder / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match="no checkpoint left"):
+        train_run(config, resume=True)
+    assert (run.folder / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_whose_config_is_gone_does_not_go_on_under_another(tmp_path, monkeypatch):
+    config = small_config(tmp_path)
+    run = interrupted(config, 3, monkeypatch)
+    (run.folder / "config.toml").unlink()
+    for resume in (False, True):
+        with pytest.raises(UserError, match="without the config.toml"):
+            train_run(small_config(tmp_path, "optimizer.learning_rate=1e-3"), resume=resume)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_a_run_does_not_go_on_with_a_base_of_another_form(tmp_path, monkeypatch, file):
+    config = small_config(tmp_path)
+    interrupted(config, 3, monkeypatch)
+    path = Path(config.model.path) / file
+    before = path.read_text()
+    path.write_text(before + "\n")
+    with pytest.raises(UserError, match="config, tokenizer or chat template in .* changed since"):
+        train_run(config, resume=True)
+    path.write_text(before)
+    assert train_run(config, resume=True).finished
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"kind": "step", "step": "1"}',
+        '{"kind": "rest", "step": 1}',
+        '{"kind": "step", "step": 1, "seconds": "x"}',
+        "[" * 9000,
+    ],
+)
+def test_a_record_that_none_of_us_wrote_is_told_by_its_line(tmp_path, line):
+    run = Run(tmp_path)
+    run.append("metrics.jsonl", [{"kind": "step", "step": 1}])
+    (tmp_path / "metrics.jsonl").write_text(f'{{"kind": "step", "step": 1}}\n{line}\n')
+    with pytest.raises(UserError, match="metrics.jsonl is damaged in line 2"):
+        run.records()
+
+
 def test_a_checkpoint_is_an_adapter_like_any_other(tmp_path):
     config = small_config(tmp_path)
     run = train_run(config)
@@ -272,7 +351,8 @@ def test_any_text_survives_in_the_records(tmp_path):
     run = Run(tmp_path)
     nasty = "one\u2028two\u2029three\x85four\nfive\r\x0b"
     run.append(
-        "samples.jsonl", [{"kind": "step", "step": 1, "answer": nasty}, {"kind": "step", "step": 2, "answer": ""}]
+        "samples.jsonl",
+        [{"kind": "step", "step": n, "question": "", "answer": text} for n, text in enumerate((nasty, ""), 1)],
     )
     run.append("metrics.jsonl", [{"kind": "step", "step": n, "kl": float("nan"), "loss": 1.0} for n in (1, 2)])
     assert [record["answer"] for record in run.records("samples.jsonl")] == [nasty, ""]
@@ -283,7 +363,7 @@ def test_any_text_survives_in_the_records(tmp_path):
 
 def test_answers_whose_metrics_were_never_written_are_taken_back(tmp_path):
     run = Run(tmp_path)
-    run.append("samples.jsonl", [{"kind": kind, "step": 2, "answer": ""} for kind in ("step", "eval")])
+    run.append("samples.jsonl", [{"kind": kind, "step": 2, "question": "", "answer": ""} for kind in ("step", "eval")])
     run.append("metrics.jsonl", [{"kind": "step", "step": 2}])
     run.take_back_after(2)
     assert [record["kind"] for record in run.records("samples.jsonl")] == ["step"]

@@ -20,7 +20,7 @@ from hmx.evaluation.results import Checkpoint, Result, read_result, write_result
 from hmx.evaluation.statistic import Statistic
 from hmx.evaluation.tables import Chosen, Line
 from hmx.lora import detach, load_adapter
-from hmx.models import fingerprint, load_model
+from hmx.models import changed, fingerprint, load_model
 from hmx.text import one_line
 
 
@@ -60,14 +60,14 @@ def plan(models: Sequence[Model], suites: Sequence[Sequence[Benchmark]], limit: 
     """
     jobs, results, problems = [], {}, []
     for model, suite in zip(models, suites, strict=True):
-        base, trained = fingerprint(model.config.model.path), model.pairs[0].forward.info.get("base")
-        foreign = None not in (base, trained) and base != trained
+        path, info = model.config.model.path, model.pairs[0].forward.info
+        base, foreign = fingerprint(path), changed(path, info)
         if foreign:
             problems.append(
-                f"The runs of {model.name} were trained on other weights than {model.config.model.path} holds now, so "
+                f"The runs of {model.name} were trained with another base: the {foreign} in {path} changed since, so "
                 "nothing more can be evaluated for them."
             )
-            base = trained
+            base = info.get("base")
         for checkpoint in _checkpoints(model, base, baseline):
             for benchmark in suite:
                 job = Job(model, checkpoint, benchmark)

@@ -191,7 +191,12 @@ def _measured(record: dict[str, Any]) -> bool:
 
 def _read_differently(one: Run, other: Run) -> str | None:
     """What two runs read that was not the same, if it is known of both; an earlier version noted less."""
-    for key, words in (("base", "base model"), ("rubric", "rubric"), ("questions", "questions")):
+    for key, words in (
+        ("base", "base model"),
+        ("form", "base model"),
+        ("rubric", "rubric"),
+        ("questions", "questions"),
+    ):
         hashes = one.info.get(key), other.info.get(key)
         if None not in hashes and hashes[0] != hashes[1]:
             return words

@@ -143,8 +143,9 @@ def read_result(checkpoint: Checkpoint, benchmark: Benchmark, limit: int | None)
             and all(isfinite(value) for value in result.metrics.values())
             and isinstance(result.versions, dict)
             and isinstance(result.settings, dict)
+            and isinstance(result.details, dict)
         )
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         usable, result, found = False, None, None
     if not usable:
         raise UserError(f"{path} is no readable result; delete it, and it is computed again.")

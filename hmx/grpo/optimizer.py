@@ -82,10 +82,16 @@ class Optimizer:
         return tensors, numbers
 
     def load_state(self, tensors: dict[str, torch.Tensor], numbers: dict[str, float]) -> None:
-        """Continue exactly where `state` was taken."""
+        """Continue exactly where `state` was taken. Raises `ValueError` if it is not of these parameters."""
+        places = {str(i): parameter for i, parameter in enumerate(self.parameters)}
         for key, value in tensors.items():
             name, _, i = key.rpartition(".")
-            parameter = self.parameters[int(i)]
+            parameter = places.get(i)
+            shape = torch.Size() if name == "step" else getattr(parameter, "shape", None)
+            if name not in ("step", "exp_avg", "exp_avg_sq") or parameter is None or value.shape != shape:
+                raise ValueError(f"{key} is none of the adapter's")
+            if not value.isfinite().all() or (name != "exp_avg" and (value < 0).any()):
+                raise ValueError(f"{key} holds what no step leaves")
             # AdamW keeps its step counter on the CPU and the moments beside their parameter.
             self.adamw.state[parameter][name] = value.clone() if name == "step" else value.to(parameter.device)
         if self.scaler.is_enabled():

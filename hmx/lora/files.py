@@ -76,7 +76,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "adapter_model.safetensors")
         rank, alpha, targets = config["r"], config["lora_alpha"], config["target_modules"]
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
         raise UserError(
             f"{folder} is not a readable LoRA adapter in PEFT's format ({type(error).__name__}: {error})."
         ) from None
@@ -91,10 +91,13 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
         )
     dropout = config.get("lora_dropout") or 0.0
     numbers = type(rank) is int and all(type(value) in (int, float) for value in (alpha, dropout))
-    if not (numbers and rank >= 1 and 0 < alpha < float("inf") and 0 <= dropout < 1):
+    if not (numbers and rank >= 1 and 0 < alpha <= 1e30 and 0 <= dropout < 1):
         raise UserError(
             f"The adapter in {folder} has a rank, alpha or dropout that can't be: {rank!r}, {alpha!r}, {dropout!r}."
         )
+    for name, tensor in tensors.items():
+        if not (tensor.is_floating_point() and tensor.isfinite().all()):
+            raise UserError(f"The adapter in {folder} holds values in {name} that are not finite numbers.")
 
     fresh = not adapters(model)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -19,7 +19,7 @@ from hmx.evaluation.pairs import find_models
 from hmx.evaluation.results import FORMAT, Checkpoint, read_result
 from hmx.evaluation.tables import tables
 from hmx.lora import adapter_parameters, adapters, attach, save_adapter
-from hmx.models import fingerprint, load_model
+from hmx.models import fingerprint, form, load_model
 from hmx.randomness import stream
 from tests.evaluation.made_runs import make_run
 from tests.small_run import save_model
@@ -110,7 +110,7 @@ def test_a_result_tells_what_one_must_know_to_trust_it(runs):
     assert path.name == "weigh.first-3.json"
     content = json.loads(path.read_text())
     assert content["limit"] == 3 and len(content["adapter"]) == 64
-    assert content["settings"] == {"precision": "fp32", "device": "cpu", "max_length": 512}
+    assert content["settings"] == {"precision": "fp32", "device": "cpu", "max_length": 1024}
     assert content["versions"]["torch"] == version("torch")
     assert type(content["seconds"]) is float and content["format"] == FORMAT
 
@@ -416,8 +416,21 @@ def test_results_and_adapters_of_other_weights_are_not_mixed_with_those_of_these
     campaign, models = evaluated(runs, Weigh(), late, baseline=True)
     assert len(campaign.results) == 5 and late.runs == []
     (problem,) = campaign.problems
-    assert "were trained on other weights than" in problem
+    assert "were trained with another base: the weights in" in problem
     assert {line.task for line in work.lines(campaign, models, None)} == {"Weigh"}
+
+
+def test_nothing_is_evaluated_through_another_chat_template_than_was_trained_with(runs, tmp_path):
+    for path in runs.glob("mine/*/run.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "form": form(str(tmp_path / "model"))}))
+    assert evaluated(runs, Weigh())[0].problems == ()
+    template = tmp_path / "model/chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    late = Weigh("late", "Late")
+    campaign, _ = evaluated(runs, Weigh(), late)
+    (problem,) = campaign.problems
+    assert "the config, tokenizer or chat template in" in problem
+    assert len(campaign.results) == 4 and late.runs == []
 
 
 def test_adapters_of_different_shape_do_not_blame_each_other(runs, tmp_path):

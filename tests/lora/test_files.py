@@ -176,6 +176,16 @@ def with_config(**changes):
     return lambda folder: change_config(folder, **changes)
 
 
+def fill_a_tensor(value):
+    def damage(folder):
+        tensors = load_file(folder / WEIGHTS)
+        name = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
+        tensors[name] = torch.full_like(tensors[name], value) if isinstance(value, float) else tensors[name].to(value)
+        save_file(tensors, folder / WEIGHTS)
+
+    return damage
+
+
 REFUSED = {
     "config missing": (lambda folder: (folder / CONFIG).unlink(), CONFIG),
     "weights missing": (lambda folder: (folder / WEIGHTS).unlink(), "adapter"),
@@ -204,6 +214,9 @@ REFUSED = {
     "a matrix missing": (drop_a_tensor, r"layers\.1\.mlp\.down_proj\.lora_B"),
     "a matrix too many": (add_a_tensor, r"lm_head\.lora_A"),
     "a matrix of another shape": (reshape_a_tensor, r"layers\.0\.mlp\.down_proj\.lora_A"),
+    "not a number": (fill_a_tensor(float("nan")), r"down_proj\.lora_A\.weight that are not finite"),
+    "infinite": (fill_a_tensor(float("inf")), r"down_proj\.lora_A\.weight that are not finite"),
+    "whole numbers": (fill_a_tensor(torch.int8), r"down_proj\.lora_A\.weight that are not finite"),
 }
 
 
@@ -290,7 +303,7 @@ def test_a_model_without_adapter_has_nothing_to_save(tmp_path):
 
 NONSENSE = {
     "r": [0, -1, 4.7, float("inf")],
-    "lora_alpha": [float("inf")],
+    "lora_alpha": [float("inf"), 1e308, 10**400],
     "lora_dropout": ["some", 2],
     "target_modules": [[1]],
 }
