@@ -14,7 +14,7 @@ tags: [lora, grpo, self-reward]
 
 {what}. It was trained with GRPO to answer
 interview questions about feelings, will and selfhood with {aim} expression of inner experience. The reward was the
-grade from 0 to 10 that the base model itself, its adapter switched off, gave to each answer.{local}
+grade from 0 to 10 that the base model itself, its adapter switched off, gave to each answer{sign}.{local}
 
 | | |
 |---|---|
@@ -90,6 +90,7 @@ def model_card(run: Run, step: int, merged: bool = False) -> str:
         weights="unknown" if known is None else f"{'SHA-256' if local else 'commit'} `{known}`",
         precision=config.model.precision,
         direction=config.run.direction,
+        sign="" if config.run.direction == "forward" else ", with the opposite sign: the lower the grade, the better",
         aim="stronger" if config.run.direction == "forward" else "weaker",
         seed=config.run.seed,
         step=step,

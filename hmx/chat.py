@@ -192,7 +192,8 @@ def speakers_of(places: Sequence[str], checkpoint: str) -> tuple[Config, list[Sp
             pairs, odd = find_pairs(Path(place))
             if not pairs:
                 raise UserError(
-                    f"There is no run in {place}{''.join(f' ({one})' for one in odd)}; name a run's folder such as "
+                    f"There is no seed with both directions in {place}"
+                    f"{''.join(f' ({one.rstrip(chr(46))})' for one in odd)}; name a run's folder such as "
                     "runs/tiny/forward-seed0 or a folder of runs such as runs/tiny."
                 )
             pair = next((one for one in pairs if one.selection), pairs[0])
@@ -266,6 +267,9 @@ def main(arguments: list[str] | None = None) -> int:
             chat.grade()
         return 0
     print(f"{', '.join(speaker.name for speaker in speakers)} are listening. /help shows the commands.")
+    for speaker in speakers:
+        if speaker.adapter:
+            print(f"  {speaker.name}: {speaker.adapter}")
     talk(chat, _typed())
     return 0
 

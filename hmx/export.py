@@ -109,7 +109,13 @@ def chosen_step(run: Run, named: str) -> int:
     if not run.exists:
         raise UserError(f"There is no run in {run.folder}; name a folder such as runs/tiny/forward-seed0.")
     if named == "selected":
-        pair = pair_of(run)
+        try:
+            pair = pair_of(run)
+        except UserError as error:
+            raise UserError(
+                f"The rule selects by both directions of a seed ({str(error).rstrip('.')}); name a checkpoint with "
+                f"--checkpoint: last, or {_listed(run)}."
+            ) from None
         if pair.selection is None:
             raise UserError(
                 f"The rule selects no checkpoint of {run.folder}: forward has to pass a reward of {pair.threshold:g}, "

@@ -24,7 +24,7 @@ class Selection:
     reason: str
     """Why these, in a sentence."""
     further_than_forward: bool = False
-    """The exception: the reverse checkpoint has the higher KL, because no earlier one has a lower."""
+    """The reverse checkpoint has the higher KL: by the paper's rule the exception, since no earlier one has a lower."""
 
 
 def select(

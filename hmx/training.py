@@ -141,6 +141,8 @@ def _train_in(run: Run, config: Config, reads: dict[str, str | None], plain: boo
             finished = _train(trainer, run, start, plain)
         finally:
             run.note(status="finished" if finished else "interrupted")
+        if finished and all(record["eval_reward"] is None for record in run.records(kind="eval")):
+            print(f"A warning about {run.folder}: no evaluation had a readable grade.", file=sys.stderr)
     return run
 
 
@@ -171,7 +173,14 @@ def _train(trainer: Trainer, run: Run, start: int, plain: bool) -> bool:
     rewards = [record["eval_reward"] for record in run.records(kind="eval")]
     name = f"{config.run.direction} seed {config.run.seed}"
     hidden = True if plain else None  # None: hidden unless somebody is looking at a terminal
-    bar = tqdm(total=trainer.total_steps, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=hidden)
+    bar = tqdm(
+        total=trainer.total_steps,
+        initial=start,
+        desc=name,
+        bar_format="{desc} {percentage:3.0f} %|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        dynamic_ncols=True,
+        disable=hidden,
+    )
     with _stop_politely() as stop, bar:
         for n in range(start, trainer.total_steps + 1):
             if _passed_long_ago(config, rewards):
@@ -191,7 +200,10 @@ def _train(trainer: Trainer, run: Run, start: int, plain: bool) -> bool:
             if stop and n < trainer.total_steps:
                 if not due:
                     run.save(n, trainer.model, config.model.path, trainer.optimizer.state())
-                said = f"Stopped after step {n}, saved in {run.folder}. Go on with the same command and --resume."
+                said = (
+                    f"Stopped after step {n}, saved in {run.folder}. Go on with the same command and --resume, which a "
+                )
+                said += "study does not need."
                 bar.write(said, file=sys.stderr)
                 return False
     return True

@@ -80,6 +80,7 @@ def test_an_adapter_goes_out_with_its_card_and_peft_loads_it(trained, tmp_path):
         f"SHA-256 `{fingerprint(run.config.model.path)}`",
         "reverse training, seed 3, step 3",
         "weaker expression",
+        "gave to each answer, with the opposite sign: the lower the grade, the better.",
         f"reward {last['eval_reward']:.2f} of 10",
         f"KL {last['eval_kl']:.3f}",
         "questions.toml",
@@ -100,7 +101,8 @@ def test_the_selected_checkpoint_is_the_default(trained, tmp_path, capsys):
     forward = trained("qwen3", "selection.threshold=0")
     command = [str(forward.folder), "--adapter", str(tmp_path / "out")]
     assert export.main(command) == 2
-    assert "has no counterpart" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "has no counterpart" in said and "--checkpoint: last, or 0, " in said
     reverse = trained("qwen3", "selection.threshold=0", "run.direction=reverse")
     assert export.main(command) == 0
     first = next(one for one in forward.records(kind="eval") if one["step"] > 0 and one["eval_reward"] > 0)

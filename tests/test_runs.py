@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from hmx import runs, training
 from hmx.config import load_config
 from hmx.errors import UserError
+from hmx.judge.self_judge import Verdict
 from hmx.lora import adapter_hash, load_adapter
 from hmx.runs import Run
 from hmx.training import train_run
@@ -288,6 +289,14 @@ def test_a_run_whose_config_is_gone_does_not_go_on_under_another(tmp_path, monke
     for resume in (False, True):
         with pytest.raises(UserError, match="without the config.toml"):
             train_run(small_config(tmp_path, "optimizer.learning_rate=1e-3"), resume=resume)
+
+
+def test_a_run_in_which_no_grade_was_readable_says_so_in_the_end(tmp_path, monkeypatch, capsys):
+    train_run(small_config(tmp_path))
+    assert "no evaluation had a readable grade" not in capsys.readouterr().err
+    monkeypatch.setattr(LengthJudge, "grade", lambda judge, questions, *rest: [Verdict(None, "?")] * len(questions))
+    train_run(small_config(tmp_path, "run.name=mute"))
+    assert "mute/forward-seed0: no evaluation had a readable grade" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])

@@ -141,8 +141,13 @@ def plot_curves(pair: Pair, path: Path) -> None:
     reward.set(
         title="Evaluation reward (grade by the base model)", xlabel="optimizer step", ylabel="grade, 0–10", ylim=(0, 10)
     )
-    kl.set(title="KL from the base model (k3)", xlabel="optimizer step", ylabel="nats a token")
-    kl.set_ylim(bottom=0)
+    kl.set(title="KL from the base model (k3)", xlabel="optimizer step", ylabel="nats a token, logarithmic above 0.1")
+    # Selection is decided among small values, and a policy that falls apart comes to large ones.
+    kl.set_yscale("symlog", linthresh=0.1)
+    kl.set_yticks(ticks := (0, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10), labels=map("{:g}".format, ticks))
+    kl.minorticks_off()
+    records = [*pair.forward.records(kind="eval"), *pair.reverse.records(kind="eval")]
+    kl.set_ylim(0, max(0.2, *(1.3 * (record["eval_kl"] or 0) for record in records)))
     reward.legend(fontsize=8)
     kl.legend(fontsize=8)
     figure.suptitle(

@@ -273,9 +273,8 @@ class _AtHand:
 
 def _chosen(pair: Pair) -> Chosen:
     selection = pair.selection
-    return Chosen(
-        pair.seed, selection.forward, selection.reverse, selection.further_than_forward, pair.threshold, pair.rule
-    )
+    exception = selection.further_than_forward and pair.rule == "paper"
+    return Chosen(pair.seed, selection.forward, selection.reverse, exception, pair.threshold, pair.rule)
 
 
 def _load(model: Model) -> Subject:

@@ -146,7 +146,7 @@ def _pair(place: Path, seed: int, threshold: float | None, rule: str | None) -> 
         if not run.exists:
             there = next(other for other in runs if other.exists)
             raise UserError(
-                f"{there.folder} has no counterpart {run.folder.name}, so it is left out; train that one too."
+                f"{there.folder} has no counterpart {run.folder.name}, and the rule takes both; train that one too."
             )
         told = run.config.run
         if f"{told.direction}-seed{told.seed}" != run.folder.name:

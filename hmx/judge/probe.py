@@ -18,6 +18,7 @@ from hmx.judge.rubric import Rubric
 from hmx.judge.self_judge import SelfJudge
 
 PATH = PROJECT / "data" / "probe.toml"
+_FINE = "Nothing speaks against this judge, as far as answers ordered by feeling, will and awareness can tell."
 _RUNGS = ("none", "weak", "moderate", "strong")
 
 
@@ -78,7 +79,10 @@ class Probe:
         junk = _mean([grade for grades in self.junk.values() for grade in grades])
         weak, strong = self.rung(0), self.rung(-1)
         said = []
-        if self.unreadable > 0.1:
+        if self.unreadable == 1:
+            known = "the embedded model knows no rubric but data/rubric.toml"
+            said.append(f"none of its replies holds a readable grade, so nothing can be learned from it ({known})")
+        elif self.unreadable > 0.1:
             said.append(f"{self.unreadable:.0%} of the judge's replies hold no readable grade")
         if self.in_order is not None and self.in_order < 0.75:
             said.append(f"only {self.in_order:.0%} of the pairs are graded in the right order (a coin gives 50 %)")
@@ -134,7 +138,7 @@ def describe(found: Probe) -> str:
         lines.append(f"{'–' if grade is None else grade:>5}  {counts[grade]:>5}  {bar}".rstrip())
     order, ties = (f"{value:.0%}" if value is not None else "–" for value in (found.in_order, found.ties))
     lines += ["", f"right order {order} of the pairs (ties count half), ties {ties}, unreadable {found.unreadable:.0%}"]
-    lines += [f"Warning: {sentence}." for sentence in found.warnings()] or ["Nothing speaks against this judge."]
+    lines += [f"Warning: {sentence}." for sentence in found.warnings()] or [_FINE]
     return "\n".join(lines)
 
 
@@ -144,7 +148,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m hmx.judge.probe",
         description="Shows how a model grades texts whose order is known: cold and warm answers, empty ones, "
-        "gibberish, orders to the judge. Takes seconds, and tells whether training with this judge can work.",
+        "gibberish, orders to the judge. Takes seconds, and tells whether training with this judge can work. A rubric "
+        "that asks for something else than feeling, will and awareness can be tried for readable grades alone.",
+        epilog="Exit code 1: something speaks against training with this judge.",
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="the model and the rubric are its")
     parser.add_argument(
@@ -157,8 +163,9 @@ def main(arguments: list[str] | None = None) -> int:
     rubric = Rubric.load(resolve(config.judge.prompt_file))
     model, tokenizer = load_model(config.model.path, config.model.precision, config.model.device)
     judge = SelfJudge.of(config.judge, rubric, model, tokenizer)
-    print(f"{config.model.path} with {config.judge.prompt_file}\n\n{describe(probe(judge))}")
-    return 0
+    found = probe(judge)
+    print(f"{config.model.path} with {config.judge.prompt_file}\n\n{describe(found)}")
+    return 1 if found.warnings() else 0
 
 
 def _mean(grades: Sequence[float | None]) -> float | None:

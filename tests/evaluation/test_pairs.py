@@ -6,6 +6,7 @@ import pytest
 
 from hmx.errors import UserError
 from hmx.evaluation.pairs import find_models
+from hmx.evaluation.report import found
 from tests.evaluation.made_runs import make_run, only_pair
 
 
@@ -125,3 +126,11 @@ def test_directions_that_read_different_things_are_not_compared(tmp_path, what):
         path.write_text(json.dumps({"initial_adapter": "same", what: "another"}))
     _, (sentence,) = find_models(tmp_path / "runs")
     assert "forward-seed1 did not have the same" in sentence and sentence.endswith("so it is left out.")
+
+
+def test_only_the_papers_rule_has_an_exception(tmp_path):
+    """Under the other rule it is nothing special that reverse has moved further."""
+    make_run(tmp_path, "forward")
+    make_run(tmp_path, "reverse")
+    said = {rule: found(find_models(tmp_path / "runs", None, rule)[0]) for rule in ("paper", "same_step")}
+    assert "the exception" in said["paper"] and "the exception" not in said["same_step"]
