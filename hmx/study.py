@@ -77,9 +77,12 @@ def carry_out(runs: Sequence[Planned], plain: bool = False, train: Train = train
     """
     print(table(runs))
     spawn = multiprocessing.get_context("spawn")
-    helpers = [spawn.Process(target=_help, args=(runs,), daemon=True) for _ in range(at_once - 1)]
+    to_do = sum(not one.run.finished for one in runs)
+    helpers = [spawn.Process(target=_help, args=(runs,), daemon=True) for _ in range(min(at_once, to_do) - 1)]
     for helper in helpers:
         helper.start()
+    if helpers:
+        print(f"\nBeside what is shown here {len(helpers)} more train in silence, beginning with the last.")
     try:
         if not _train_in_turn(runs, helpers, plain, train):
             return False

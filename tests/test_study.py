@@ -94,6 +94,18 @@ def test_what_another_process_trains_is_left_to_it(tmp_path, capsys):
     assert "is being trained by another process right now" in capsys.readouterr().out
 
 
+def test_no_more_train_at_once_than_there_are_runs(tmp_path):
+    """Each of the others is a process that loads everything before it finds nothing to do."""
+    (one,) = plan(small_config(tmp_path, "study.seeds=[3]", 'study.directions=["reverse"]', "train.epochs=1"))
+
+    def spy(config, **options):
+        assert multiprocessing.active_children() == []
+        return training.train_run(config, **options)
+
+    assert carry_out([one], plain=True, train=spy, at_once=6)
+    assert carry_out([one], plain=True, train=spy, at_once=6)  # and none where all is done
+
+
 def test_two_at_once_give_what_one_after_the_other_gives(tmp_path, monkeypatch, capsys):
     monkeypatch.undo()  # another process has the real judge, so this one must have it too
     alone, together = (two_by_two(tmp_path, f"run.name={name}", "judge.max_new_tokens=1") for name in ("one", "two"))
