@@ -98,7 +98,7 @@ class JudgeConfig:
 class SamplingConfig:
     """How answers are sampled. There is no top-k and no top-p: log-probabilities must be of what was sampled."""
 
-    temperature: float = key(1.0, above=0)
+    temperature: float = key(1.0, least=0.01)
     """The logits are divided by it, when sampling and when scoring."""
     max_sequence_length: int = key(4096, least=2)
     """Prompt and answer together, in tokens."""

@@ -47,6 +47,7 @@ def write(folder: Path, text: str) -> Path:
         (f"[lora]\nalpha = 1{'0' * 5000}", "is not valid TOML"),
         (f"[lora]\nalpha = {'[' * 3000}", "is not valid TOML"),
         (f"[lora]\nalpha = 1{'0' * 400}", "lora.alpha must be a number"),
+        ("[sampling]\ntemperature = 1e-310", "sampling.temperature must be at least 0.01"),
         ("[optimizer]\nlearning_rate = 1e300", "optimizer.learning_rate must be a number"),
         ('[run]\nname = "a\\u0000b"', "run.name must be a text in quotes"),
     ],
