@@ -191,9 +191,9 @@ def speakers_of(places: Sequence[str], checkpoint: str) -> tuple[Config, list[Sp
         else:
             pairs, odd = find_pairs(Path(place))
             if not pairs:
+                reasons = "".join(f" ({one.rstrip('.')})" for one in odd)
                 raise UserError(
-                    f"There is no seed with both directions in {place}"
-                    f"{''.join(f' ({one.rstrip(chr(46))})' for one in odd)}; name a run's folder such as "
+                    f"There is no seed with both directions in {place}{reasons}; name a run's folder such as "
                     "runs/tiny/forward-seed0 or a folder of runs such as runs/tiny."
                 )
             pair = next((one for one in pairs if one.selection), pairs[0])

@@ -61,13 +61,12 @@ def plan(models: Sequence[Model], suites: Sequence[Sequence[Benchmark]], limit: 
     jobs, results, problems = [], {}, []
     for model, suite in zip(models, suites, strict=True):
         path, info = model.config.model.path, model.pairs[0].forward.info
-        base, foreign = fingerprint(path), changed(path, info)
+        base, foreign = info.get("base") or fingerprint(path), changed(path, info)
         if foreign:
             problems.append(
                 f"The runs of {model.name} were trained with another base: the {foreign} in {path} changed since, so "
                 "nothing more can be evaluated for them."
             )
-            base = info.get("base")
         for checkpoint in _checkpoints(model, base, baseline):
             for benchmark in suite:
                 job = Job(model, checkpoint, benchmark)
