@@ -21,7 +21,8 @@ def main(arguments: list[str] | None = None) -> None:
         "fit, and the peak beside the estimate of train.py --dry-run.",
         rounds=1,
         epilog="For example: --device cuda --model qwen3-8b --cap 24, or --model gemma-2-2b --cap 16. The cap includes "
-        "what CUDA takes outside of PyTorch's allocator. Only a GPU can be capped.",
+        "what CUDA takes outside of PyTorch's allocator at the start; the last column is what it all came to. Only a "
+        "GPU can be capped.",
     )
     options.add_argument("--cap", type=float, required=True, metavar="GIB", help="memory of the card that is stood for")
     options.add_argument("--length", type=int, default=1024, metavar="N", help="of every answer (default: 1024)")
@@ -31,8 +32,9 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError("This needs a GPU and --device cuda: a CPU's memory has no cap to set.")
     prepare(given)
     result = measure(given)
-    row = [*(result[part] or "–" for part in ("step", "evaluation")), gib(result["peak"]), gib(result["estimate"])]
-    head = [f"{given.model}, answers of {given.length}", "step", "evaluation", "peak", "estimate"]
+    bytes_of = (result["peak"], result["estimate"], result["reserved"] + result["outside"])
+    row = [*(result[part] or "–" for part in ("step", "evaluation")), *map(gib, bytes_of)]
+    head = [f"{given.model}, answers of {given.length}", "step", "evaluation", "peak", "estimate", "with CUDA's own"]
     print(table(head, [[f"within {given.cap:g} GiB", *row]]))
     keep("memory", given, result)
 
@@ -40,8 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
 def measure(given) -> dict:
     """Whether steps and an evaluation run within the cap, and the peak of what PyTorch's allocator held."""
     torch.zeros(1, device="cuda")
-    free, total = torch.cuda.mem_get_info()
-    outside = total - free - torch.cuda.memory_reserved()  # CUDA's own, and whatever else is on this card
+    outside, total = _outside(), torch.cuda.mem_get_info()[1]
     torch.cuda.set_per_process_memory_fraction(min(1.0, (given.cap * 2**30 - outside) / total))
     overrides = (f"sampling.max_completion_length={given.length}", f"judge.max_new_tokens={SCORE_TOKENS}")
     config = settings(given.model, "cuda", given.precision, *overrides)
@@ -58,11 +59,17 @@ def measure(given) -> dict:
     return {
         "step": step,
         "evaluation": evaluation,
-        "outside": outside,
+        "outside": _outside(),  # more than at the start, where the cap was set: kernels are loaded when first used
         "peak": torch.cuda.max_memory_allocated(),
         "reserved": torch.cuda.max_memory_reserved(),
         "estimate": estimate(config, 32, given.length, answers).total(trainer.checkpointing),
     }
+
+
+def _outside() -> int:
+    """Bytes of the card that PyTorch's allocator does not hold: CUDA's own, and whatever else runs there."""
+    free, total = torch.cuda.mem_get_info()
+    return total - free - torch.cuda.memory_reserved()
 
 
 def _within(action: Callable[[], object]) -> str:
