@@ -25,9 +25,10 @@ def command(stopped: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
     def decorate(main: Callable[..., int]) -> Callable[..., int]:
         @functools.wraps(main)
         def status(*arguments, **options) -> int:
-            for stream in (sys.stdout, sys.stderr):
+            # A terminal may know fewer characters than a model, and what is typed there may be no UTF-8.
+            for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
                 if isinstance(stream, io.TextIOWrapper):
-                    stream.reconfigure(errors="replace")  # a terminal may know fewer characters than a model
+                    stream.reconfigure(errors=errors)
             try:
                 code = main(*arguments, **options)
                 sys.stdout.flush()

@@ -156,9 +156,12 @@ def _a_sentence_where_room_ends() -> Iterator[None]:
         raise UserError(
             f"The disk has no room ({error.strerror}); make some, and --resume goes on from the last checkpoint."
         ) from None
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        here = isinstance(error, MemoryError) or "can't allocate memory" in str(error)  # as PyTorch says on a CPU
+        if not (here or isinstance(error, torch.OutOfMemoryError)):
+            raise
         raise UserError(
-            "The GPU's memory does not suffice, even in the smallest portions; --dry-run estimates what is needed, and "
+            "The memory does not suffice, even in the smallest portions; --dry-run estimates what is needed, and "
             "less is with a smaller sampling.max_completion_length or train.completions_per_evaluation. --resume then "
             "needs the same settings, so start anew."
         ) from None

@@ -50,3 +50,10 @@ def test_a_character_that_the_terminal_does_not_know_is_replaced():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(code, cwd=PROJECT, capture_output=True, text=True, env=environment)
     assert (done.stdout, done.stderr) == ("an ? answer\n", "")
+
+
+def test_what_is_typed_may_be_no_utf8():
+    code = [sys.executable, "-c", RUN.format("print(ascii(sys.stdin.readline()))")]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(code, cwd=PROJECT, input=b"caf\xe9\n", capture_output=True, env=environment)
+    assert (done.stdout, done.stderr) == (b"'caf\\udce9\\n'\n", b"")

@@ -291,6 +291,25 @@ def test_a_run_whose_config_is_gone_does_not_go_on_under_another(tmp_path, monke
             train_run(small_config(tmp_path, "optimizer.learning_rate=1e-3"), resume=resume)
 
 
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."), True),
+        (MemoryError(), True),
+        (RuntimeError("shapes do not match"), False),
+        (RecursionError("too deep"), False),
+    ],
+)
+def test_memory_that_ends_is_told_of_and_a_bug_keeps_its_traceback(tmp_path, monkeypatch, error, told):
+    def fail(trainer, n):
+        raise error
+
+    monkeypatch.setattr(training.Trainer, "step", fail)
+    with pytest.raises(UserError if told else type(error), match="memory does not suffice" if told else str(error)):
+        train_run(small_config(tmp_path))
+
+
 def test_a_run_in_which_no_grade_was_readable_says_so_in_the_end(tmp_path, monkeypatch, capsys):
     train_run(small_config(tmp_path))
     assert "no evaluation had a readable grade" not in capsys.readouterr().err
