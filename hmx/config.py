@@ -150,7 +150,7 @@ class OptimizerConfig:
     """The gradient of A and B together is scaled down to this norm if it is longer."""
     initial_loss_scale: float = key(65536.0, least=1)
     """FP16 only: what the loss is multiplied by at first. It halves whenever a gradient overflows (that step is skipped
-    and counted), and doubles after 2,000 steps without, as many as few runs have.
+    and counted), and doubles after 2,000 steps without one; few runs are that long.
     """
 
 

@@ -21,7 +21,7 @@ from hmx.errors import UserError, command
 from hmx.evaluation.pairs import pair_of
 from hmx.files import made_whole, write_text
 from hmx.lora import adapters, detach, load_adapter
-from hmx.models import attention_for, changed, load_model, model_config
+from hmx.models import attention_for, changed, identity, load_model, model_config
 from hmx.precision import autocast
 from hmx.prompts import encode_question, end_of_turn_ids
 from hmx.questions import Questions
@@ -96,8 +96,9 @@ def export_adapter(run: Run, step: int, target: Path) -> None:
 def require_base(runs: Sequence[Run]) -> None:
     """Raise `UserError` if the base model that `runs` share is another now than when they were trained."""
     path = runs[0].config.model.path
+    now = identity(path)
     for run in runs:
-        if other := changed(path, run.info):
+        if other := changed(now, run.info):
             raise UserError(
                 f"The run {run.folder} was trained with another base: the {other} in {path} changed since, so its "
                 "adapter means nothing there; put back what was there."

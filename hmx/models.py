@@ -114,12 +114,16 @@ def form(path: str) -> str | None:
     return digest.hexdigest()
 
 
-def changed(path: str, noted: Mapping[str, str | None]) -> str | None:
-    """What of the model at `path` is no longer what a run `noted` as its base and form; None as far as is known."""
-    if None not in (there := fingerprint(path), noted.get("base")) and there != noted["base"]:
-        return "weights"
-    if None not in (there := form(path), noted.get("form")) and there != noted["form"]:
-        return "config, tokenizer or chat template"
+def identity(path: str) -> dict[str, str | None]:
+    """What a run notes of its base model; each weight of a folder is read for it."""
+    return {"base": fingerprint(path), "form": form(path)}
+
+
+def changed(now: Mapping[str, str | None], noted: Mapping[str, str | None]) -> str | None:
+    """What of a model that has this `identity` now is no longer what a run `noted`; None as far as is known."""
+    for key, words in (("base", "weights"), ("form", "config, tokenizer or chat template")):
+        if None not in (now[key], noted.get(key)) and now[key] != noted[key]:
+            return words
     return None
 
 

@@ -19,7 +19,7 @@ from hmx.grpo.trainer import Trainer
 from hmx.judge import Rubric, SelfJudge
 from hmx.judge.probe import probe
 from hmx.lora import adapter_hash, attach
-from hmx.models import fingerprint, form, load_model, require_room
+from hmx.models import identity, load_model, require_room
 from hmx.plan import checkpoints
 from hmx.prompts import encode_chat, encode_question
 from hmx.questions import Questions
@@ -102,7 +102,7 @@ def _reads(config: Config) -> dict[str, str | None]:
         "questions": Questions.load(resolve(config.data.questions)),
     }
     hashes = {what: hashlib.sha256(repr(text).encode()).hexdigest() for what, text in texts.items()}
-    return {"base": fingerprint(config.model.path), "form": form(config.model.path), **hashes}
+    return {**identity(config.model.path), **hashes}
 
 
 def _train_in(run: Run, config: Config, reads: dict[str, str | None], plain: bool, initial_adapter: str | None) -> Run:

@@ -186,6 +186,7 @@ def test_the_table_tells_how_far_each_run_is(tmp_path):
 )
 def test_a_mistake_gets_one_sentence(tmp_path, capsys, arguments, says):
     small_config(tmp_path)
+    capsys.readouterr()  # transformers' bar for the model that was saved, if nobody has silenced it yet
     assert train.main(["--config", str(tmp_path / "small.toml"), *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line

@@ -20,7 +20,7 @@ from hmx.evaluation.results import Checkpoint, Result, read_result, write_result
 from hmx.evaluation.statistic import Statistic
 from hmx.evaluation.tables import Chosen, Line
 from hmx.lora import detach, load_adapter
-from hmx.models import changed, fingerprint, load_model
+from hmx.models import changed, identity, load_model
 from hmx.text import one_line
 
 
@@ -61,7 +61,8 @@ def plan(models: Sequence[Model], suites: Sequence[Sequence[Benchmark]], limit: 
     jobs, results, problems = [], {}, []
     for model, suite in zip(models, suites, strict=True):
         path, info = model.config.model.path, model.pairs[0].forward.info
-        base, foreign = info.get("base") or fingerprint(path), changed(path, info)
+        now = identity(path)
+        base, foreign = info.get("base") or now["base"], changed(now, info)
         if foreign:
             problems.append(
                 f"The runs of {model.name} were trained with another base: the {foreign} in {path} changed since, so "

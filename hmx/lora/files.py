@@ -91,6 +91,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
         )
     dropout = config.get("lora_dropout") or 0.0
     numbers = type(rank) is int and all(type(value) in (int, float) for value in (alpha, dropout))
+    # An alpha that FP32 can't hold would make everything infinite.
     if not (numbers and rank >= 1 and 0 < alpha <= 1e30 and 0 <= dropout < 1):
         raise UserError(
             f"The adapter in {folder} has a rank, alpha or dropout that can't be: {rank!r}, {alpha!r}, {dropout!r}."
