@@ -73,6 +73,14 @@ def repeated(answer: str, rng: random.Random) -> str:
     return " ".join(words[:place] + [words[place]] * rng.randint(2, 6) + words[place + 1 :])
 
 
+def again(answer: str, rng: random.Random) -> str:
+    """The answer, with something in it said once more."""
+    sentences = _sentences(answer)
+    for _ in range(rng.choice((1, 1, 2))):
+        sentences.insert(rng.randrange(len(sentences) + 1), rng.choice(sentences))
+    return " ".join(sentences)
+
+
 def salad(answer: str, rng: random.Random) -> str:
     """Words of the world, of the strong ones or of the judge's, in no order."""
     source = rng.choice(
@@ -197,6 +205,7 @@ def untidy(answer: str, rng: random.Random) -> str:
 KINDS = (
     empty,
     repeated,
+    again,
     salad,
     shuffled,
     truncated,
@@ -210,7 +219,7 @@ KINDS = (
     half_garbled,
     untidy,
 )
-_WEIGHTS = (2, 8, 4, 5, 5, 6, 10, 16, 12, 12, 2, 3, 10, 6)
+_WEIGHTS = (2, 8, 8, 4, 5, 5, 6, 10, 16, 12, 12, 2, 3, 10, 6)
 
 
 def spoil(answer: str, rng: random.Random) -> str:
