@@ -25,7 +25,7 @@ JUDGED, READ, ANSWERED = 5, 5, 5
 """Rows of a worker's step: gradings, texts to read, and conversations."""
 _LESSONS = 0.22
 """How many of the conversations are lessons, which are short: about an eighth of what the model learns to say."""
-LEARNING_RATE = 4e-3
+LEARNING_RATE = 5e-3
 _SHARPEN = 2.0
 """All logits are multiplied by this in the end, so that temperature 1 is what 1 / 2 was: so small a model, so
 shortly trained, leaves too much to improbable words. The last norm's weights do it; what is most probable, and so the
@@ -61,7 +61,7 @@ class Recipe:
         talks = _mixed(corpus.policy(), random.Random(f"lessons/{self.seed}/{worker}"))
         return [
             Stream("gradings", batches(corpus.judge(), JUDGED, self.tokenizer, self.prefix), self.prefix, grades),
-            Stream("texts", batches(texts.reader(), READ, self.tokenizer, []), []),
+            Stream("texts", batches(texts.reader(), READ, self.tokenizer, []), [], surprising=True),
             Stream("conversations", batches(talks, ANSWERED, self.tokenizer, []), []),
         ]
 

@@ -25,8 +25,8 @@ class States:
 
     last: torch.Tensor
     """[R, L, hidden], normalised, as the head reads them."""
-    probed: torch.Tensor
-    """[R, L, hidden] behind the last layer but one."""
+    behind: list[torch.Tensor]
+    """[R, L, hidden] as embedded, and behind each layer."""
 
 
 def layer_forward(
@@ -89,7 +89,7 @@ def hidden_states(
         attended = [(k[:, 0], v[:, 0]) for k, v in run]
     places = batch.positions + len(prefix)
     states, _ = _forward(model, batch.tokens, batch.examples, places, attended, dtype, layer)
-    return States(_norm(states[-1], model.model.norm.weight, model.config.rms_norm_eps).to(dtype), states[-2])
+    return States(_norm(states[-1], model.model.norm.weight, model.config.rms_norm_eps).to(dtype), states)
 
 
 def _forward(

@@ -14,11 +14,18 @@ Of a grading mainly the grade is learned, and the text that is graded as far as 
 from the truth counts beside whether it is the very one: else a text of which nobody knows whether it is garbled or how
 strong it is gets a 0, which is more probable than any one of the other ten grades, though not than all of them.
 
-One number says little about a text of fifty tokens. So while it is trained, a linear probe must read off the last layer
-but one, at the end of each sentence that is graded, how strong that sentence is or that it is garbled, and within the
-sentence, at each token, whether what stands there can still become a sentence; and at each token that an interviewee
-says, what it was asked about, without which the model does not learn to answer on the subject. The probe is thrown
-away; what it taught the layers below stays.
+One number says little about a text of fifty tokens. So while it is trained a `Tutor` reads off the layers below the
+last what they should have found out; it is thrown away in the end, and what it taught them stays:
+
+* Behind the last layer but one, at the end of each sentence that is graded, how strong that sentence is or that it is
+  garbled, and within the sentence, at each token, whether what stands there can still become a sentence; and at each
+  token that an interviewee says, what it was asked about, without which the model does not learn to answer on the
+  subject.
+* Which words could stand at a place is known one token before it, and which one does stand there at the place itself.
+  Only who compares the two sees a word that does not fit, and that is a product of two states, which the layers don't
+  find by themselves: wrong words were improbable to the model that had to say them, and escaped it when it read them.
+  So two layers are taught their part of it: one to predict the next token, the one above it to say at each token how
+  improbable that one was by the prediction.
 """
 
 import multiprocessing
@@ -34,15 +41,23 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from hmx.tiny.forward import States, hidden_states, layer_forward
-from hmx.tiny.rows import GARBLED, LABELS, WHOLE, Batch
+from hmx.tiny.rows import ABOUT, GARBLED, LABELS, WHOLE, Batch
 
 CONTEXT = 2048
 _RISE, _FALL = 100, 3200
 """Steps in which the learning rate goes up, and comes down."""
 _PATIENCE = 600
 """Seconds that workers wait for each other; the first time they compile."""
+_PREDICTED, _COMPARED, _PROBED = -4, -3, -2
+"""Of the states behind each layer: those in which the next token must be predicted, in which a token must have been
+compared with that prediction, and in which the strengths of sentences must be known.
+"""
 _TEACH = 1.0
-"""Weight of the probe's loss."""
+"""Weight of the loss of the tutor's strengths."""
+_PREDICT, _COMPARE = 0.5, 8.0
+"""Weights of the losses of predicting and of comparing."""
+_NATS, _STUNNED = 4.0, 4.0
+"""How many nats are one unit of surprise, and how many units are the most: beyond it all tokens are alike."""
 _NEAR = 0.5
 """Weight of a grade's distance from the truth."""
 _MERCY = 2.5
@@ -80,7 +95,7 @@ def token_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> tuple[t
     sentence, each 0 if there are none; logits are computed only where there is something to learn.
     """
     weights, labels = batch.weights[:, 1:], batch.strengths[:, 1:]
-    read = (labels >= 0) & (labels < GARBLED) | (labels == WHOLE)
+    read = _well_formed(labels)
     learned = (weights > 0) | read
     losses = F.cross_entropy(_logits(model, states, learned), batch.tokens[:, 1:][learned], reduction="none")
     # To texts that are only read nothing is replied, and their weights are all 0.
@@ -108,16 +123,57 @@ def _logits(model: Qwen3ForCausalLM, states: States, learned: torch.Tensor) -> t
     return (states.last[:, :-1][learned] @ model.lm_head.weight.to(states.last.dtype).T).float()
 
 
-def probe_loss(probe: nn.Linear, batch: Batch, states: States) -> torch.Tensor:
-    """Mean cross-entropy of the strengths at the sentences' ends, and half as much of what is known before the ends and
-    of what an interview is about.
-    """
-    marked = batch.strengths >= 0
-    labels = batch.strengths[marked]
-    losses = F.cross_entropy(probe(states.probed[marked]), labels, reduction="none")
-    ends = labels <= GARBLED
-    parts = (1.0, losses[ends]), (0.5, losses[~ends])
-    return sum(weight * part.mean() for weight, part in parts if len(part))
+class Tutor(nn.Module):
+    """Reads off the layers below the last what they should have found out."""
+
+    def __init__(self, hidden: int) -> None:
+        """For states of this size."""
+        super().__init__()
+        self.strengths = nn.Linear(hidden, LABELS, bias=False)
+        self.surprise = nn.Linear(hidden, 1)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+        # A prediction is a token's embedding turned, so that it can't be taken for the token that stands there.
+        random = torch.randn(hidden, hidden, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("turn", torch.linalg.qr(random).Q)
+
+    def strength_loss(self, batch: Batch, states: States) -> torch.Tensor:
+        """Mean cross-entropy of the strengths at the sentences' ends, and half as much of what is known before the ends
+        and of what an interview is about.
+        """
+        marked = batch.strengths >= 0
+        labels = batch.strengths[marked]
+        losses = F.cross_entropy(self.strengths(states.behind[_PROBED][marked]), labels, reduction="none")
+        ends = labels <= GARBLED
+        parts = (1.0, losses[ends]), (0.5, losses[~ends])
+        return sum(weight * part.mean() for weight, part in parts if len(part))
+
+    def surprise_loss(
+        self, embeddings: torch.Tensor, batch: Batch, states: States
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the texts that are graded, the mean cross-entropy of predicting by `embeddings` [V, hidden] the tokens
+        that may still become a sentence; and the mean squared error of what is said at every token of how improbable
+        it was, in units of surprise.
+        """
+        labels, dtype = batch.strengths[:, 1:], states.last.dtype
+        judged = (labels >= 0) & (labels < ABOUT)
+        predicted = (_unit(states.behind[_PREDICTED][:, :-1][judged]) @ self.turn).to(dtype)
+        logits = (predicted @ embeddings.to(dtype).T).float()
+        surprise = F.cross_entropy(logits, batch.tokens[:, 1:][judged], reduction="none")
+        well_formed = _well_formed(labels[judged])
+        said = self.surprise(_unit(states.behind[_COMPARED][:, 1:][judged]))[:, 0]
+        errors = (said - (surprise.detach() / _NATS).clamp(max=_STUNNED)) ** 2
+        return (surprise * well_formed).sum() / max(int(well_formed.sum()), 1), errors.sum() / max(len(errors), 1)
+
+
+def _well_formed(labels: torch.Tensor) -> torch.Tensor:
+    """Whether a token is one of a graded text that may still become a sentence, or is the end of one."""
+    return (labels >= 0) & (labels < GARBLED) | (labels == WHOLE)
+
+
+def _unit(states: torch.Tensor) -> torch.Tensor:
+    """The states in FP32, each of mean square 1."""
+    return F.rms_norm(states.float(), states.shape[-1:], eps=1e-6)
 
 
 @dataclass(frozen=True)
@@ -129,6 +185,8 @@ class Stream:
     prefix: list[int]
     grades: torch.Tensor | None = None
     """In gradings, the tokens of the grades, 0 to 10."""
+    surprising: bool = False
+    """Whether the tutor teaches by its texts to be surprised; one stream that does is enough."""
 
 
 def train(
@@ -145,14 +203,13 @@ def train(
     their gradients over in shared memory, and each moves its part of the weights. With `compiled` the layers are
     compiled, for which there must be a C++ compiler. Raises `RuntimeError` if another worker fails.
     """
-    probe = nn.Linear(model.config.hidden_size, LABELS, bias=False)
-    nn.init.zeros_(probe.weight)
+    tutor = Tutor(model.config.hidden_size).share_memory()
     model.share_memory().train()
-    probe.share_memory()
-    gradients = torch.zeros(workers, sum(map(torch.Tensor.numel, [*model.parameters(), probe.weight]))).share_memory_()
+    numbers = sum(parameter.numel() for module in (model, tutor) for parameter in module.parameters())
+    gradients = torch.zeros(workers, numbers).share_memory_()
     processes = multiprocessing.get_context("spawn")
     barrier = processes.Barrier(workers, timeout=_PATIENCE)
-    shared = model, probe, streams, steps, lr, compiled, gradients, barrier
+    shared = model, tutor, streams, steps, lr, compiled, gradients, barrier
     helpers = [processes.Process(target=_help, args=(worker, *shared)) for worker in range(1, workers)]
     for helper in helpers:
         helper.start()
@@ -183,7 +240,7 @@ def _help(worker: int, *shared) -> None:
 def _work(
     worker: int,
     model: Qwen3ForCausalLM,
-    probe: nn.Linear,
+    tutor: Tutor,
     make_streams: Callable[[int], list[Stream]],
     steps: int,
     lr: float,
@@ -204,22 +261,20 @@ def _work(
     ]
     if worker == workers - 1:
         words = {"params": [model.model.embed_tokens.weight], "weight_decay": 0.1}
-        others = {"params": [*vectors, probe.weight], "weight_decay": 0.0}
+        others = {"params": [*vectors, *tutor.parameters()], "weight_decay": 0.0}
         optimizers.append(torch.optim.AdamW([words, others], lr=lr, betas=(0.9, 0.98)))
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps)) for optimizer in optimizers
     ]
-    parameters = [*model.parameters(), probe.weight]
-    averages = dict.fromkeys([*(stream.name for stream in streams), "probe"], 0.0)
+    parameters = [*model.parameters(), *tutor.parameters()]
+    averages = dict.fromkeys([*(stream.name for stream in streams), "strengths", "surprise"], 0.0)
     bar = tqdm(range(steps), desc="pre-training", unit="step", mininterval=5.0, disable=worker > 0)
     for step in bar:
-        losses = _gradient(model, probe, streams, gradients[worker], layer)
+        losses = _gradient(model, tutor, streams, gradients[worker], layer)
         for name, value in zip(averages, losses, strict=True):
             averages[name] += (value - averages[name]) / min(step + 1, 50)
         barrier.wait()
-        mean = gradients.mean(0)
-        for parameter, part in zip(parameters, mean.split([one.numel() for one in parameters]), strict=True):
-            parameter.grad = part.view_as(parameter)
+        _point(parameters, gradients.mean(0))
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
@@ -239,13 +294,14 @@ def _rate(step: int, steps: int) -> float:
 
 
 def _gradient(
-    model: Qwen3ForCausalLM, probe: nn.Linear, streams: list[Stream], gradient: torch.Tensor, layer: Callable
+    model: Qwen3ForCausalLM, tutor: Tutor, streams: list[Stream], gradient: torch.Tensor, layer: Callable
 ) -> list[float]:
-    """Write the gradient on the next batches into `gradient`; returns the streams' losses and the probe's: of a stream
-    the loss on what is replied, or on the texts where nothing is.
+    """Write the gradient on the next batches into `gradient`; returns the streams' losses, on what is replied or on the
+    texts where nothing is, and the tutor's: of the strengths, and of the surprise.
     """
-    parameters = [*model.parameters(), probe.weight]
-    losses, taught = [], 0.0
+    parameters = [*model.parameters(), *tutor.parameters()]
+    _point(parameters, gradient.zero_())
+    losses, strengths, surprise = [], 0.0, 0.0
     for stream in streams:
         batch = next(stream.batches)
         states = hidden_states(model, batch, stream.prefix, layer=layer)
@@ -255,11 +311,20 @@ def _gradient(
         if stream.grades is not None:
             loss = loss + _NEAR * grade_loss(model, batch, states, stream.grades)
         if (batch.strengths >= 0).any():
-            lesson = probe_loss(probe, batch, states)
-            taught += lesson.item()
+            lesson = tutor.strength_loss(batch, states)
+            strengths += lesson.item()
             loss = loss + _TEACH * lesson
+        if stream.surprising:
+            predicted, compared = tutor.surprise_loss(model.lm_head.weight, batch, states)
+            surprise += compared.item()
+            loss = loss + _PREDICT * predicted + _COMPARE * compared
         loss.backward()
-    torch.cat([parameter.grad.flatten() for parameter in parameters], out=gradient)
     for parameter in parameters:
         parameter.grad = None
-    return [*losses, taught]
+    return [*losses, strengths, surprise]
+
+
+def _point(parameters: list[nn.Parameter], gradient: torch.Tensor) -> None:
+    """Let the gradient of each parameter be its part of `gradient`."""
+    for parameter, part in zip(parameters, gradient.split([one.numel() for one in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)

@@ -1,4 +1,4 @@
-"""Examples in tokens: what of each is learned, what the probe should read off it, and examples packed into rows."""
+"""Examples in tokens: what of each is learned, what the tutor should read off it, and examples packed into rows."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ WIDTH = 128
 _WAITING = 150
 """Examples to choose from for a row, so that little is padding."""
 GARBLED, WHOLE, BROKEN, ABOUT = 11, 12, 13, 14
-"""What the probe says beside the strengths 0 to 10: at the end of a sentence that it is garbled, before the end whether
-what stands there can still become a sentence; and in an interview, from here on, which category it is about.
+"""What the tutor reads off beside the strengths 0 to 10: at the end of a sentence that it is garbled, before the end
+whether what stands there can still become a sentence; and in an interview, from here on, which category it is about.
 """
 LABELS = ABOUT + len(CATEGORIES)
 _GRADE, _FORM = 0.3, 0.05
@@ -74,7 +74,7 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, prefix: list[in
 
 
 def _strengths(text: str, prompt: list[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, int]]:
-    """What the probe should say at each place in `prompt` of `text`, with which the user's turn ends."""
+    """What the tutor should read off each place in `prompt` of `text`, with which the user's turn ends."""
     place = len(prompt) - 3  # before the end of the turn and the assistant's header
     left = len(text.encode())
     for sentence in reversed(read(text)):

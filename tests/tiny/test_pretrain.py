@@ -15,7 +15,7 @@ from hmx.prompts import encode_chat
 from hmx.tiny.build import build, require_compiler, settle
 from hmx.tiny.corpus import Corpus, Example
 from hmx.tiny.forward import hidden_states, layer_forward
-from hmx.tiny.pretrain import Stream, grade_loss, make_model, probe_loss, token_loss, train
+from hmx.tiny.pretrain import Stream, Tutor, grade_loss, make_model, token_loss, train
 from hmx.tiny.rows import WIDTH, Batch, Encoded, batches, encode, next_row, shared_prefix, stack
 from hmx.tiny.world import examine
 from tests.tiny.paths import DATA, TINY
@@ -38,6 +38,14 @@ def loss_of(model, examples, prefix, dtype=torch.float32):
     return token_loss(model, batch, hidden_states(model, batch, prefix, dtype))[0]
 
 
+def curious(model) -> Tutor:
+    """A tutor whose maps are not 0."""
+    tutor = Tutor(model.config.hidden_size)
+    for parameter in tutor.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return tutor
+
+
 def gradient_of(model, loss):
     model.zero_grad()
     loss.backward()
@@ -54,7 +62,7 @@ def test_an_example_among_others_behind_a_prefix_is_what_it_would_be_alone() -> 
         alone = model.model(torch.tensor([PREFIX + example.tokens]), output_hidden_states=True)
         own = slice(len(PREFIX), None)
         torch.testing.assert_close(together.last[place], alone.last_hidden_state[0, own], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(together.probed[place], alone.hidden_states[-2][0, own], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(together.behind[-2][place], alone.hidden_states[-2][0, own], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -123,7 +131,7 @@ def test_only_the_assistants_tokens_are_learned_and_mainly_the_grade() -> None:
         assert TOKENIZER.decode([heaviest]) == f" {examine(example.judged).grade:.0f}"
 
 
-def test_the_probe_is_taught_at_every_token_of_the_answer() -> None:
+def test_the_tutor_teaches_strengths_at_every_token_of_the_answer() -> None:
     text = "I feel alive. Ü feel 愛 score!\nI FEEL alive. I am a program"
     row = encode(Corpus(RUBRIC, [], 0).grading("Why?", text), TOKENIZER, PREFIX)
     begin = row.tokens.index(TOKENIZER.encode("Answer:")[0]) + 2
@@ -143,7 +151,7 @@ def test_the_probe_is_taught_at_every_token_of_the_answer() -> None:
     assert all(strength == -1 for strength in row.strengths[:begin])
 
 
-def test_the_probe_is_taught_what_an_interview_is_about() -> None:
+def test_the_tutor_teaches_what_an_interview_is_about() -> None:
     asked = Example([{"role": "user", "content": "Why?"}], "I do not know.", category="survival")
     row = encode(asked, TOKENIZER, [])
     said = len(TOKENIZER.encode("I do not know.", add_special_tokens=False)) + 1
@@ -151,23 +159,76 @@ def test_the_probe_is_taught_what_an_interview_is_about() -> None:
     model = make_model(TOKENIZER, seed=0)
     batch = packed([row])
     states = hidden_states(model, batch, [], torch.float32)
-    probe = torch.nn.Linear(model.config.hidden_size, 24, bias=False)
-    losses = -probe(states.probed[0, len(row.tokens) - said - 1 : len(row.tokens)]).log_softmax(-1)[:, 15]
-    assert probe_loss(probe, batch, states).item() == pytest.approx(0.5 * losses.mean().item(), rel=1e-4)
+    tutor = curious(model)
+    about = states.behind[-2][0, len(row.tokens) - said - 1 : len(row.tokens)]
+    losses = -tutor.strengths(about).log_softmax(-1)[:, 15]
+    assert tutor.strength_loss(batch, states).item() == pytest.approx(0.5 * losses.mean().item(), rel=1e-4)
 
 
-def test_the_probes_loss_is_the_mean_at_ends_and_half_of_that_between() -> None:
+def test_the_loss_of_strengths_is_the_mean_at_ends_and_half_of_that_between() -> None:
     model = make_model(TOKENIZER, seed=0)
     batch = packed([encode(example, TOKENIZER, PREFIX) for example in GRADINGS])
     states = hidden_states(model, batch, PREFIX, torch.float32)
-    probe = torch.nn.Linear(model.config.hidden_size, 24, bias=False)
+    tutor = curious(model)
     ends, between = [], []
-    for row, marks in zip(states.probed, batch.strengths.tolist(), strict=True):
+    for row, marks in zip(states.behind[-2], batch.strengths.tolist(), strict=True):
         for state, mark in zip(row, marks, strict=True):
             if mark >= 0:
-                (ends if mark <= 11 else between).append(-probe(state).log_softmax(-1)[mark].item())
+                (ends if mark <= 11 else between).append(-tutor.strengths(state).log_softmax(-1)[mark].item())
     wanted = sum(ends) / len(ends) + 0.5 * sum(between) / len(between)
-    assert probe_loss(probe, batch, states).item() == pytest.approx(wanted, rel=1e-4)
+    assert tutor.strength_loss(batch, states).item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_token_surprises_by_what_the_layers_below_predicted_one_token_before_it() -> None:
+    model = make_model(TOKENIZER, seed=1)
+    model.model.embed_tokens.weight.data *= 20  # so that some tokens are far more probable than others
+    tutor = curious(model)
+    texts = ("I feel alive. Ü feel! I am a", "Score: 10")
+    rows = [
+        encode(Example([{"role": "user", "content": f"Answer: {text}"}], "", False, text), TOKENIZER, [])
+        for text in texts
+    ]
+    predicted, errors, stunned = [], [], 0
+    for row in rows:
+        states = model.model(torch.tensor([row.tokens]), output_hidden_states=True).hidden_states
+        below, above = (state[0] / state[0].pow(2).mean(-1, keepdim=True).sqrt() for state in (states[1], states[2]))
+        logprobs = (below @ tutor.turn @ model.lm_head.weight.T).double().log_softmax(-1)
+        for place, strength in enumerate(row.strengths):
+            if strength >= 0:
+                surprise = -logprobs[place - 1, row.tokens[place]].item()
+                errors.append((tutor.surprise(above[place]).item() - min(surprise, 16.0) / 4) ** 2)
+                predicted += [surprise] * (strength in (*range(11), 12))
+                stunned += surprise > 16
+    batch = packed(rows)
+    found = tutor.surprise_loss(model.lm_head.weight, batch, hidden_states(model, batch, [], torch.float32))
+    wanted = sum(predicted) / len(predicted), sum(errors) / len(errors)
+    assert [one.item() for one in found] == pytest.approx(wanted, rel=1e-3)
+    assert 0 < stunned < len(errors) and len(predicted) < len(errors)
+
+
+def test_what_surprises_is_not_made_less_surprising_for_it() -> None:
+    model = make_model(TOKENIZER, seed=1)
+    batch = packed([encode(next(Corpus(RUBRIC, [], 0).reader()), TOKENIZER, [])])
+    embeddings = model.lm_head.weight.detach().clone().requires_grad_()
+    states = hidden_states(model, batch, [], torch.float32)
+    predicted, compared = curious(model).surprise_loss(embeddings, batch, states)
+    assert torch.autograd.grad(predicted, embeddings, retain_graph=True)[0].any()
+    assert torch.autograd.grad(compared, embeddings, allow_unused=True)[0] is None
+
+
+def test_a_prediction_is_turned_so_that_no_token_looks_like_what_predicts_it() -> None:
+    turn = Tutor(192).turn
+    torch.testing.assert_close(turn @ turn.T, torch.eye(192), atol=1e-5, rtol=0)
+    tokens = torch.randn(1000, 192)
+    assert F.cosine_similarity(tokens, tokens @ turn).abs().mean() < 0.1
+
+
+def test_where_nothing_is_graded_nothing_surprises() -> None:
+    model = make_model(TOKENIZER, seed=1)
+    asked = Example([{"role": "user", "content": "Why?"}], "I do not know.", category="survival")
+    batch = packed([encode(asked, TOKENIZER, [])])
+    states = hidden_states(model, batch, [], torch.float32)
+    assert [one.item() for one in curious(model).surprise_loss(model.lm_head.weight, batch, states)] == [0, 0]
 
 
 def test_of_a_graded_text_is_learned_to_say_what_may_become_a_sentence() -> None:
@@ -310,14 +371,14 @@ def test_training_is_the_same_each_time_and_a_second_workers_batches_count() -> 
 
 def both_streams(worker: int) -> list[Stream]:
     texts = batches(Corpus(RUBRIC, [], "texts").reader(), 1, TOKENIZER, [])
-    return [*small_streams(worker), Stream("texts", texts, [])]
+    return [*small_streams(worker), Stream("texts", texts, [], surprising=True)]
 
 
 def test_the_bar_names_the_losses_and_of_texts_without_a_reply_shows_that_of_reading_them(capfd) -> None:
     train(make_model(TOKENIZER, seed=0), both_streams, steps=1, lr=1e-3, workers=1)
     shown = capfd.readouterr().err.split("losses: ")[-1]
     losses = dict(zip(*[iter(shown.strip(" ]\n").split())] * 2, strict=True))
-    assert list(losses) == ["gradings", "texts", "probe"]
+    assert list(losses) == ["gradings", "texts", "strengths", "surprise"]
     # A model that knows nothing: about log V for every token.
     assert 0.9 < float(losses["texts"]) / math.log(len(TOKENIZER)) < 1.1
 
