@@ -1,6 +1,7 @@
 """Pre-training computes what transformers would, learns what it should, and does so alike each time."""
 
 import math
+from dataclasses import replace
 from functools import cache
 from itertools import cycle, islice
 
@@ -12,7 +13,7 @@ from transformers import AutoTokenizer
 from hmx.errors import UserError
 from hmx.judge.rubric import Rubric
 from hmx.prompts import encode_chat
-from hmx.tiny.build import build, require_compiler, settle
+from hmx.tiny.build import Recipe, build, require_compiler, settle
 from hmx.tiny.corpus import Corpus, Example
 from hmx.tiny.forward import hidden_states, layer_forward
 from hmx.tiny.pretrain import Stream, Tutor, grade_loss, make_model, token_loss, train
@@ -381,6 +382,19 @@ def test_the_bar_names_the_losses_and_of_texts_without_a_reply_shows_that_of_rea
     assert list(losses) == ["gradings", "texts", "strengths", "surprise"]
     # A model that knows nothing: about log V for every token.
     assert 0.9 < float(losses["texts"]) / math.log(len(TOKENIZER)) < 1.1
+
+
+def plain_streams(worker: int) -> list[Stream]:
+    return [replace(stream, surprising=False) for stream in both_streams(worker)]
+
+
+def test_the_build_teaches_to_be_surprised_by_the_texts_that_are_only_read() -> None:
+    assert [stream.name for stream in Recipe(RUBRIC, [], TOKENIZER, 0)(0) if stream.surprising] == ["texts"]
+
+
+def test_who_is_taught_to_be_surprised_learns_something_else() -> None:
+    taught, untaught = trained(both_streams, 1), trained(plain_streams, 1)
+    assert not any(map(torch.equal, taught, untaught))
 
 
 def test_the_failure_of_a_worker_ends_the_training(capfd) -> None:
