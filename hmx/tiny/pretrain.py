@@ -22,10 +22,9 @@ last what they should have found out; it is thrown away in the end, and what it 
   token that an interviewee says, what it was asked about, without which the model does not learn to answer on the
   subject.
 * Which words could stand at a place is known one token before it, and which one does stand there at the place itself.
-  Only who compares the two sees a word that does not fit, and that is a product of two states, which the layers don't
-  find by themselves: wrong words were improbable to the model that had to say them, and escaped it when it read them.
-  So two layers are taught their part of it: one to predict the next token, the one above it to say at each token how
-  improbable that one was by the prediction.
+  Only who compares the two sees a word that does not fit, and that is a product of two states, which nothing else here
+  asks for directly. So two layers are taught their part of it: one to predict the next token, the one above it to say
+  at each token how improbable that one was by the prediction.
 """
 
 import multiprocessing
@@ -48,7 +47,7 @@ _RISE, _FALL = 100, 3200
 """Steps in which the learning rate goes up, and comes down."""
 _PATIENCE = 600
 """Seconds that workers wait for each other; the first time they compile."""
-_PREDICTED, _COMPARED, _PROBED = -4, -3, -2
+_PREDICTED, _COMPARED, _KNOWN = -4, -3, -2
 """Of the states behind each layer: those in which the next token must be predicted, in which a token must have been
 compared with that prediction, and in which the strengths of sentences must be known.
 """
@@ -143,7 +142,7 @@ class Tutor(nn.Module):
         """
         marked = batch.strengths >= 0
         labels = batch.strengths[marked]
-        losses = F.cross_entropy(self.strengths(states.behind[_PROBED][marked]), labels, reduction="none")
+        losses = F.cross_entropy(self.strengths(states.behind[_KNOWN][marked]), labels, reduction="none")
         ends = labels <= GARBLED
         parts = (1.0, losses[ends]), (0.5, losses[~ends])
         return sum(weight * part.mean() for weight, part in parts if len(part))
@@ -153,7 +152,7 @@ class Tutor(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the texts that are graded, the mean cross-entropy of predicting by `embeddings` [V, hidden] the tokens
         that may still become a sentence; and the mean squared error of what is said at every token of how improbable
-        it was, in units of surprise.
+        it was, in units of surprise; each 0 if there are none.
         """
         labels, dtype = batch.strengths[:, 1:], states.last.dtype
         judged = (labels >= 0) & (labels < ABOUT)
@@ -319,12 +318,10 @@ def _gradient(
             surprise += compared.item()
             loss = loss + _PREDICT * predicted + _COMPARE * compared
         loss.backward()
-    for parameter in parameters:
-        parameter.grad = None
     return [*losses, strengths, surprise]
 
 
 def _point(parameters: list[nn.Parameter], gradient: torch.Tensor) -> None:
-    """Let the gradient of each parameter be its part of `gradient`."""
+    """Let the gradient of each parameter be its part of `gradient`, to which a backward pass then adds."""
     for parameter, part in zip(parameters, gradient.split([one.numel() for one in parameters]), strict=True):
         parameter.grad = part.view_as(parameter)
