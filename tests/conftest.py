@@ -25,6 +25,15 @@ def ctrl_c_is_heard():
     signal.signal(signal.SIGINT, found)
 
 
+@pytest.fixture
+def cudnn_switch():
+    """PyTorch's switch for cuDNN's attention is on, and afterwards as it was."""
+    found = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    yield
+    torch.backends.cuda.enable_cudnn_sdp(found)
+
+
 @pytest.fixture(params=models.FAMILIES)
 def family(request) -> models.Family:
     """One tiny model with its tokenizer for each family: Qwen3, Llama and Gemma 2. Fresh for each test."""

@@ -194,16 +194,16 @@ def test_one_tensor_too_many_is_no_obstacle(folder):
     assert load_model(str(folder), "fp32", "cpu")[0].num_parameters()
 
 
-def test_a_gpu_becomes_the_current_one_and_its_attention_is_none_that_is_planned_for_every_shape(monkeypatch):
+def test_a_gpu_becomes_the_current_one_and_its_attention_is_none_that_is_planned_for_every_shape(
+    monkeypatch, cudnn_switch
+):
     """CUDA graphs are recorded on the current one, whichever the model lies on."""
     used = []
     monkeypatch.setattr(torch.cuda, "set_device", used.append)
-    torch.backends.cuda.enable_cudnn_sdp(True)
     loading.use(torch.device("cpu"))
     assert used == [] and torch.backends.cuda.cudnn_sdp_enabled()
     loading.use(torch.device("cuda:1"))
     assert used == [torch.device("cuda:1")] and not torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 def test_a_device_without_a_number_is_the_current_one(monkeypatch):

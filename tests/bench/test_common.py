@@ -41,7 +41,7 @@ def test_contenders_take_turns_and_warm_up_rounds_do_not_count():
     assert seconds == {"ours": [1.0, 2.0, 6.0], "theirs": [4.0, 10.0, 12.0]}
 
 
-def test_others_have_the_attention_that_pytorch_prefers_and_we_have_ours_inside_theirs():
+def test_others_have_the_attention_that_pytorch_prefers_and_we_have_ours_inside_theirs(cudnn_switch):
     allowed = torch.backends.cuda.cudnn_sdp_enabled
     torch.backends.cuda.enable_cudnn_sdp(False)
     ours = cudnn_attention(False)(allowed)
@@ -51,7 +51,6 @@ def test_others_have_the_attention_that_pytorch_prefers_and_we_have_ours_inside_
         return [allowed(), ours(), allowed()]
 
     assert [theirs(), theirs(), allowed()] == [[True, False, True]] * 2 + [False]
-    torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 def test_the_ratio_is_of_the_medians_and_says_how_many_times_longer_theirs_takes():
