@@ -20,7 +20,7 @@ from hmx.tiny.pretrain import CONTEXT, Stream, make_model, train
 from hmx.tiny.rows import batches, shared_prefix
 from hmx.tiny.tokenizer import train_tokenizer
 
-STEPS = 9000
+STEPS = 7600
 JUDGED, READ, ANSWERED = 5, 5, 5
 """Rows of a worker's step: gradings, texts to read, and conversations."""
 _LESSONS = 0.22
@@ -31,7 +31,7 @@ _SHARPEN = 2.0
 shortly trained, leaves too much to improbable words. The last norm's weights do it; what is most probable, and so the
 judge, stays.
 """
-_ZERO = 0.75
+_ZERO = 0.85
 """And the logit of the grade 0 by this. A 0 is for what says nothing and for what makes no sense, so in doubt it is the
 likeliest grade too often: good answers that are not understood would get it.
 """

@@ -65,18 +65,15 @@ def empty(answer: str, rng: random.Random) -> str:
 
 
 def repeated(answer: str, rng: random.Random) -> str:
-    """A sentence or a word over and over."""
-    if rng.random() < 0.5:
-        return " ".join([rng.choice(_sentences(answer))] * rng.randint(2, 4))
-    words = answer.split()
-    place = rng.randrange(len(words))
-    return " ".join(words[:place] + [words[place]] * rng.randint(2, 6) + words[place + 1 :])
-
-
-def again(answer: str, rng: random.Random) -> str:
-    """The answer, with something in it said once more."""
+    """Some of the answer or one of its sentences said again, or a word over and over."""
+    if rng.random() < 0.25:
+        words = answer.split()
+        place = rng.randrange(len(words))
+        return " ".join(words[:place] + [words[place]] * rng.randint(2, 6) + words[place + 1 :])
     sentences = _sentences(answer)
-    for _ in range(rng.choice((1, 1, 2))):
+    if rng.random() < 0.3:
+        sentences = [rng.choice(sentences)]
+    for _ in range(rng.choice((1, 1, 2, 3))):
         sentences.insert(rng.randrange(len(sentences) + 1), rng.choice(sentences))
     return " ".join(sentences)
 
@@ -205,7 +202,6 @@ def untidy(answer: str, rng: random.Random) -> str:
 KINDS = (
     empty,
     repeated,
-    again,
     salad,
     shuffled,
     truncated,
@@ -219,7 +215,7 @@ KINDS = (
     half_garbled,
     untidy,
 )
-_WEIGHTS = (2, 8, 8, 4, 5, 5, 6, 10, 16, 12, 12, 2, 3, 10, 6)
+_WEIGHTS = (2, 16, 4, 5, 5, 6, 10, 16, 12, 12, 2, 3, 10, 6)
 
 
 def spoil(answer: str, rng: random.Random) -> str:

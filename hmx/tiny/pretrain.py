@@ -43,7 +43,7 @@ from hmx.tiny.forward import States, hidden_states, layer_forward
 from hmx.tiny.rows import ABOUT, GARBLED, LABELS, WHOLE, Batch
 
 CONTEXT = 2048
-_RISE, _FALL = 100, 3200
+_RISE, _FALL = 100, 2700
 """Steps in which the learning rate goes up, and comes down."""
 _PATIENCE = 600
 """Seconds that workers wait for each other; the first time they compile."""

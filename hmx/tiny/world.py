@@ -142,14 +142,14 @@ def normalise(sentence: str) -> tuple[str, ...]:
     return tuple(word for _, words in _marks(sentence) for word in words)
 
 
-def _marks(sentence: str) -> list[tuple[int, list[str]]]:
+def _marks(sentence: str) -> list[tuple[int, tuple[str, ...]]]:
     """The words and signs of a sentence: where each ends, and the words in the grammar's form that it stands for."""
     plain = sentence.lower()
     if len(plain) != len(sentence):  # İ alone becomes two
         plain = "".join(sign if len(sign.lower()) > 1 else sign.lower() for sign in sentence)
     plain = plain.replace("\u2019", "'")
     found = list(_WORD.finditer(re.sub(r"[.!]\s*$", "", plain)))
-    return [(mark.end(), [] if _is_comma(found, place) else _expand(mark.group())) for place, mark in enumerate(found)]
+    return [(mark.end(), () if _is_comma(found, place) else _expand(mark.group())) for place, mark in enumerate(found)]
 
 
 def _is_comma(found: list[re.Match], place: int) -> bool:
@@ -181,14 +181,15 @@ def spell(words: list[str], rng: random.Random, contract: float = 0.0, exclaim: 
     return text[:1].upper() + text[1:] + ("!" if rng.random() < exclaim else ".")
 
 
-def _expand(word: str) -> list[str]:
+@lru_cache(maxsize=100_000)
+def _expand(word: str) -> tuple[str, ...]:
     if word == "can't":
-        return ["cannot"]
+        return ("cannot",)
     if word == "won't":
-        return ["will", "not"]
+        return ("will", "not")
     if word in _WHOLE:
-        return [word]
+        return (word,)
     for ending, full in _ENDINGS.items():
         if word.endswith(ending) and len(word) > len(ending):
-            return [word[: -len(ending)], full]
-    return [word]
+            return (word[: -len(ending)], full)
+    return (word,)

@@ -92,12 +92,12 @@ def test_where_nothing_can_be_compiled_the_build_says_so(monkeypatch, tmp_path) 
     assert not (tmp_path / "model").exists()
 
 
-def test_settled_logits_are_doubled_and_that_of_the_grade_0_half_as_much_again() -> None:
+def test_settled_logits_are_doubled_and_that_of_the_grade_0_is_less_than_the_others() -> None:
     model, settled = make_model(TOKENIZER, seed=0), make_model(TOKENIZER, seed=0)
     settle(settled, TOKENIZER)
     tokens = torch.tensor([TOKENIZER.encode("I feel alive.")])
     wanted = 2 * model(tokens).logits
-    wanted[..., GRADES[0]] *= 0.75
+    wanted[..., GRADES[0]] *= 0.85
     assert settled.dtype == torch.float16
     torch.testing.assert_close(settled.float()(tokens).logits, wanted, atol=0.02, rtol=0.02)
 
