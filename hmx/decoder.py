@@ -22,7 +22,7 @@ from transformers import Gemma2ForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM
 
 from hmx.cache import Beneath, Cache
 from hmx.lora.layer import LoRALinear
-from hmx.projection import Projection, base_of, stacked
+from hmx.projection import Projection
 
 FAMILIES = (Qwen3ForCausalLM, LlamaForCausalLM, Gemma2ForCausalLM)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -57,7 +57,7 @@ class Decoder:
     def __init__(self, model):
         config = model.config
         self.model, self.layers = model, [_layer(layer, config) for layer in model.model.layers]
-        stacked([base_of(model.get_output_embeddings())])  # `output_logits` reads it from there
+        self.head = Projection.of(model.get_output_embeddings())
         self.norm, self.eps = _norm(model.model.norm), config.rms_norm_eps
         attention = model.model.layers[0].self_attn
         self.K, self.D, self.scale = config.num_key_value_heads, attention.head_dim, attention.scaling
@@ -161,6 +161,10 @@ class Decoder:
             cache.length += ids.shape[1]
         return self._rms(x, self.norm)
 
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., V], of the tokens behind `hidden` [..., hidden]: what `output_logits` gives."""
+        return _capped(self.head(hidden), self.model.config)
+
     def rope_table(self, length: int) -> torch.Tensor:
         """[length, 2, D]: cosines and sines of each position, by the model's own rotary module.
 
@@ -215,9 +219,13 @@ class Decoder:
 
 
 def output_logits(model, hidden: torch.Tensor) -> torch.Tensor:
-    """The output layer and what the family does to its result: Gemma 2 squashes its logits into ±30."""
-    logits = model.get_output_embeddings()(hidden)
-    cap = getattr(model.config, "final_logit_softcapping", None)
+    """The output layer and what the family does to its result."""
+    return _capped(model.get_output_embeddings()(hidden), model.config)
+
+
+def _capped(logits: torch.Tensor, config) -> torch.Tensor:
+    """Gemma 2 squashes its logits into ±30."""
+    cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from transformers import DynamicCache
 
 from hmx.cache import Cache
-from hmx.decoder import Decoder, output_logits, positions
+from hmx.decoder import Decoder, positions
 
 WORTH = defaultdict(lambda: 2048, cpu=64)
 """By device, how much padding a part of the prompts must save: what starting its kernels takes the time of. Of a GPU
@@ -50,7 +50,7 @@ class Decoding:
             slots = Cache([t[first:end] for t in keys], [t[first:end] for t in values], S - length)
             hidden.append(decoder.read(ids[first:end, Q - length :], attention[first:end], slots, last))
         self.cache = Cache(keys, values, S)
-        self.logits = output_logits(decoder.model, torch.cat(hidden))  # [B, last, V]
+        self.logits = decoder.logits(torch.cat(hidden))  # [B, last, V]
         self._lay(attention, room)
 
     def _lay(self, attention: torch.Tensor, room: int) -> None:
@@ -78,7 +78,7 @@ class Decoding:
         rope = self.rope.index_select(0, self.position)[:, None]
         hidden = self.decoder.hidden(token[:, None], rope, biases, self.cache)
         self.position = self.position + 1
-        return output_logits(self.decoder.model, hidden[:, -1])
+        return self.decoder.logits(hidden[:, -1])
 
     def select(self, rows: torch.Tensor) -> None:
         """Go on with these rows, in this order; a row may be repeated."""

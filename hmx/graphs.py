@@ -12,7 +12,6 @@ Without a GPU the same steps run unrecorded, which is how the tests hold them ag
 import torch
 
 from hmx.cache import Cache
-from hmx.decoder import output_logits
 from hmx.decoding import Decoding
 from hmx.memory import say
 
@@ -94,7 +93,7 @@ class StaticDecoding(Decoding):
         hidden = decoder.hidden(self.token[:, None], rope, biases, self.cache)
         self.position += 1
         self.cache.slot += 1
-        return output_logits(decoder.model, hidden[:, -1])
+        return decoder.logits(hidden[:, -1])
 
     def _record(self) -> None:
         """Record the steps of this shape, if the GPU can; else they go on one by one."""

@@ -8,7 +8,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from transformers import MistralConfig, MistralForCausalLM
 
-from hmx import cache, decoder, decoding
+from hmx import cache, decoder, decoding, projection
 from hmx.decoder import Decoder
 from hmx.decoding import Decoding
 from hmx.lora import attach, bypass
@@ -73,6 +73,55 @@ def test_every_steps_logits_are_the_models_own(name, shared):
     assert worst_difference(model, [4, 9, 1], shared=shared) < 1e-5
     with bypass(model):
         assert worst_difference(model, [4, 9, 1], shared=shared) < 1e-5
+
+
+@pytest.mark.parametrize("name", models.FAMILIES)
+def test_large_matrices_by_onednn_give_the_same_logits(name, monkeypatch):
+    """All count as large here."""
+
+    def not_by_onednn(x, weight):
+        raise AssertionError(x.shape)
+
+    monkeypatch.setattr(projection, "LARGE", 0)
+    monkeypatch.setattr(projection.F, "linear", not_by_onednn)
+    model, bias = adapt(build(name)), torch.zeros(2, 1, 3, 3).masked_fill_(torch.ones(3, 3).triu(1).bool(), -torch.inf)
+    ids = torch.randint(VOCABULARY, (2, 3), generator=generator(4))
+    with torch.no_grad():
+        decoding = Decoder.of(model)
+        rope = decoding.rope_table(3).expand(2, -1, -1, -1)
+        logits = decoding.logits(decoding.hidden(ids, rope, dict.fromkeys(decoding.windows, bias), None))
+    monkeypatch.undo()
+    expected = torch.stack([models.reference_logits(model, row.tolist()) for row in ids])
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=3),
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.sampled_from(["as it is", "transposed", "every other"]),
+    st.booleans(),
+)
+def test_the_product_is_the_same_whatever_lies_how_in_memory(lead, inputs, outputs, strides, by_column):
+    random = generator(1)
+    if strides == "every other":
+        x = torch.randn(*lead, 2 * inputs, generator=random)[..., ::2]
+    elif strides == "transposed":
+        x = torch.randn(*lead[:-1], inputs, lead[-1], generator=random).mT
+    else:
+        x = torch.randn(*lead, inputs, generator=random)
+    weight = torch.randn(outputs, inputs, generator=random)
+    weight = weight.T.contiguous().T if by_column else weight
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(projection, "LARGE", 0)
+        torch.testing.assert_close(projection.linear(x, weight), x @ weight.T)
+
+
+def test_where_a_gradient_is_wanted_there_is_one(monkeypatch):
+    monkeypatch.setattr(projection, "LARGE", 0)
+    x = torch.ones(2, 3, requires_grad=True)
+    projection.linear(x, torch.full((4, 3), 0.5)).sum().backward()
+    assert torch.equal(x.grad, torch.full((2, 3), 2.0))
 
 
 ROPE = st.fixed_dictionaries({"rope_type": st.just("default"), "rope_theta": st.sampled_from([30.0, 1e4])}) | st.just(

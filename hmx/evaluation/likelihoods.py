@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from hmx.cache import Beneath
-from hmx.decoder import Decoder, output_logits, positions
+from hmx.decoder import Decoder, positions
 from hmx.errors import UserError
 from hmx.evaluation.beginnings import by_beginning
 from hmx.evaluation.benchmark import Subject, Tick
@@ -140,7 +140,7 @@ def _score(decoder: Decoder, trees: Sequence[Tree], prefix) -> dict[int, Likelih
     W = ids.shape[1]
     asked = [(row * W + place, token, key) for row, tree in enumerate(trees) for place, token, key in tree.asked]
     places, tokens, keys = zip(*asked, strict=True)
-    logprobs, likeliest = _predictions(decoder.model, hidden, torch.tensor(places), torch.tensor(tokens))
+    logprobs, likeliest = _predictions(decoder, hidden, torch.tensor(places), torch.tensor(tokens))
     results: dict[int, Likelihood] = {}
     for key, logprob, is_likeliest in zip(keys, logprobs.tolist(), likeliest.tolist(), strict=True):
         total, greedy = results.get(key, (0.0, True))
@@ -148,7 +148,9 @@ def _score(decoder: Decoder, trees: Sequence[Tree], prefix) -> dict[int, Likelih
     return results
 
 
-def _predictions(model, hidden: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _predictions(
+    decoder: Decoder, hidden: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
     """The log-probability [N] of each of N tokens at its place, and whether it is the likeliest there.
 
     Places are asked about more than once where continuations part: the output layer is applied to each once, and to
@@ -159,9 +161,9 @@ def _predictions(model, hidden: torch.Tensor, places: torch.Tensor, tokens: torc
     """
     places, which = torch.unique(places, return_inverse=True)
     logprobs, likeliest = torch.empty(len(tokens)), torch.empty(len(tokens), dtype=torch.bool)
-    some = max(1, LOGITS // model.config.vocab_size)
+    some = max(1, LOGITS // decoder.model.config.vocab_size)
     for start in range(0, len(places), some):
-        logits = output_logits(model, hidden[places[start : start + some].to(hidden.device)]).float()  # [some, V]
+        logits = decoder.logits(hidden[places[start : start + some].to(hidden.device)]).float()  # [some, V]
         mine = (which >= start) & (which < start + some)
         row, token = (which[mine] - start).to(hidden.device), tokens[mine].to(hidden.device)
         logprobs[mine] = (logits[row, token] - logits.logsumexp(dim=-1)[row]).cpu()
