@@ -32,7 +32,7 @@ class Projection:
         if not adapters:
             return cls(weight, None, None, 0.0)
         dtype, scaling = weight.dtype, adapters[0].scaling
-        if dtype == torch.float32 and weight.device.type == "cpu":
+        if dtype == torch.float32 and weight.device.type == "cpu" and not torch.is_grad_enabled():
             return cls(_merged(weight, layers), None, None, 0.0)
         # In the base's dtype, to which autocast would cast A and B at every use.
         A = torch.cat([layer.lora_A for layer in adapters]).to(dtype)
