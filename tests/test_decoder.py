@@ -325,6 +325,12 @@ def test_nothing_is_merged_into_half_precision_weights():
     assert Decoder.of(model.half()).layers[0].qkv.A is not None
 
 
+def test_with_gradients_nothing_is_merged():
+    model = adapt(build("qwen3"))
+    projection = Decoder.of(model).layers[0].qkv
+    assert projection.A.requires_grad and not projection.weight.requires_grad
+
+
 @torch.no_grad()
 def test_on_a_gpu_nothing_is_merged():
     """There the copy would take memory that nobody has counted."""
