@@ -45,8 +45,8 @@ class Projection:
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x Wᵀ. In FP32 on a CPU, for several tokens and a large matrix, by oneDNN, to which PyTorch gives FP32 only in
-    what it compiles: for a few rows it can be twice as quick as MKL, but it starts more slowly, and has no gradient.
+    """x Wᵀ. In FP32 on a CPU, for several tokens and a large matrix, by oneDNN, which `F.linear` does not use there on
+    x86: quicker than MKL for a few rows on the CPU where it was tried, but it starts more slowly and has no gradient.
     """
     several = x.shape[:-1].numel() > 1
     if several and weight.numel() >= LARGE and _has_onednn(weight) and not torch.is_grad_enabled():
