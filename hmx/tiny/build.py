@@ -19,8 +19,9 @@ from hmx.tiny.lessons import lessons
 from hmx.tiny.pretrain import CONTEXT, Stream, make_model, train
 from hmx.tiny.rows import batches, shared_prefix
 from hmx.tiny.tokenizer import train_tokenizer
+from hmx.tiny.tries import Trier
 
-STEPS = 7600
+STEPS = 6200
 """About an hour on two cores without AMX."""
 JUDGED, READ, ANSWERED = 5, 5, 5
 """Rows of a worker's step: gradings, texts to read, and conversations."""
@@ -59,10 +60,11 @@ class Recipe:
         """The worker's streams."""
         corpus, texts = (Corpus(self.rubric, self.found, f"{self.seed}/{worker}{what}") for what in ("", "/texts"))
         grades = torch.tensor(self.tokenizer.convert_tokens_to_ids([f"Ġ{grade}" for grade in range(11)]))
+        trier = Trier(self.tokenizer, f"{self.seed}/{worker}")
         talks = _mixed(corpus.policy(), random.Random(f"lessons/{self.seed}/{worker}"))
         return [
             Stream("gradings", batches(corpus.judge(), JUDGED, self.tokenizer, self.prefix), self.prefix, grades),
-            Stream("texts", batches(texts.reader(), READ, self.tokenizer, []), [], surprising=True),
+            Stream("texts", batches(texts.reader(), READ, self.tokenizer, [], trier), [], surprising=True),
             Stream("conversations", batches(talks, ANSWERED, self.tokenizer, []), []),
         ]
 

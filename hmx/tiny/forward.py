@@ -85,10 +85,10 @@ def hidden_states(
     attended = None
     if prefix:
         alone, places = torch.zeros(1, len(prefix), dtype=torch.long), torch.arange(len(prefix))[None]
-        _, run = _forward(model, torch.tensor([prefix]), alone, places, None, dtype, layer)
+        _, run = _forward(model, torch.tensor([prefix]), alone, places, alone > 0, None, dtype, layer)
         attended = [(k[:, 0], v[:, 0]) for k, v in run]
     places = batch.positions + len(prefix)
-    states, _ = _forward(model, batch.tokens, batch.examples, places, attended, dtype, layer)
+    states, _ = _forward(model, batch.tokens, batch.examples, places, batch.tried, attended, dtype, layer)
     return States(_norm(states[-1], model.model.norm.weight, model.config.rms_norm_eps).to(dtype), states)
 
 
@@ -97,16 +97,20 @@ def _forward(
     tokens: torch.Tensor,
     examples: torch.Tensor,
     positions: torch.Tensor,
+    unseen: torch.Tensor,
     prefix: list[Attended] | None,
     dtype: torch.dtype,
     layer: Callable,
 ) -> tuple[list[torch.Tensor], list[Attended]]:
     """The states of `tokens` [R, L], as embedded and behind each layer, and each layer's keys and values.
 
-    A token sees those before it with the same number in `examples` [R, L], and all of `prefix`.
+    A token sees itself, those at earlier `positions` with the same number in `examples` [R, L], save the `unseen` ones
+    [R, L], and all of `prefix`.
     """
     turns = _rotation(positions, model.config.head_dim, model.config.rope_parameters["rope_theta"])
-    seen = (examples[:, None, :, None] == examples[:, None, None, :]).tril()
+    together = examples[:, None, :, None] == examples[:, None, None, :]
+    before = (positions[:, None, None, :] < positions[:, None, :, None]) & ~unseen[:, None, None, :]
+    seen = (together & before) | torch.eye(tokens.shape[1], dtype=torch.bool)
     states, attended = [model.model.embed_tokens(tokens)], []
     for number, weights in enumerate(model.model.layers):
         before = prefix[number] if prefix else None

@@ -8,7 +8,7 @@ sentence made is recognised with at least the strength it was made with.
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -126,6 +126,8 @@ class _Reading:
     """None stands behind the last."""
     memo: dict[tuple[str, int], dict[int, int]] = field(default_factory=dict)
     furthest: int = 0
+    met: dict[int, list[_Node]] | None = None
+    """Where that is wanted, of each place in the sentence the places in lists that it may be."""
 
 
 class Grammar:
@@ -220,6 +222,19 @@ class Grammar:
         reading = _Reading((*words, None))
         return self._match(name, 0, reading).get(len(words)), reading.furthest
 
+    def fitting(self, words: list[str] | tuple[str, ...], name: str = "sentence") -> Callable[[int, str], bool]:
+        """Whether in a phrase of the list `name` that begins as `words` do, a word could stand at a place of them."""
+        reading = _Reading((*words, None), met={})
+        self._match(name, 0, reading)
+
+        def fits(place: int, word: str) -> bool:
+            return any(
+                word in node.words or any(word in self._starts(slot.name) for slot in node.slots)
+                for node in reading.met.get(place, ())
+            )
+
+        return fits
+
     def _match(self, name: str, start: int, reading: "_Reading") -> dict[int, int]:
         """Where a phrase of `name` that begins at `start` can end, each end with the greatest strength."""
         words, memo = reading.words, reading.memo
@@ -232,6 +247,8 @@ class Grammar:
             # Whoever is here has come from the beginning of the sentence by rules that can all be completed.
             if end > reading.furthest:
                 reading.furthest = end
+            if reading.met is not None:
+                reading.met.setdefault(end, []).append(node)
             for option in node.complete:
                 total = option.total(strength)
                 if end not in found or total > found[end]:

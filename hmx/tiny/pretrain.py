@@ -24,7 +24,8 @@ last what they should have found out; it is thrown away in the end, and what it 
 * Which words could stand at a place is known one token before it, and which one does stand there at the place itself.
   Only who compares the two sees a word that does not fit, and that is a product of two states, which nothing else here
   asks for directly. So two layers are taught their part of it: one to predict the next token, the one above it to say
-  at each token how improbable that one was by the prediction.
+  at each token how improbable that one was by the prediction, and whether it breaks its sentence. A text has hardly any
+  that do, so others are tried in the places of its words (`hmx.tiny.tries`).
 """
 
 import multiprocessing
@@ -40,10 +41,10 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from hmx.tiny.forward import States, hidden_states, layer_forward
-from hmx.tiny.rows import ABOUT, GARBLED, LABELS, WHOLE, Batch
+from hmx.tiny.rows import ABOUT, BROKEN, GARBLED, LABELS, WHOLE, Batch
 
 CONTEXT = 2048
-_RISE, _FALL = 100, 2700
+_RISE, _FALL = 100, 2200
 """Steps in which the learning rate goes up, and comes down."""
 _PATIENCE = 600
 """Seconds that workers wait for each other; the first time they compile."""
@@ -53,8 +54,12 @@ compared with that prediction, and in which the strengths of sentences must be k
 """
 _TEACH = 1.0
 """Weight of the loss of the tutor's strengths."""
-_PREDICT, _COMPARE = 0.5, 8.0
-"""Weights of the losses of predicting and of comparing."""
+_PREDICT, _COMPARE, _BREAK = 2.0, 8.0, 4.0
+"""Weights of the losses of predicting, of comparing, and of telling what breaks a sentence."""
+_RARE, _FIRST = 10.0, 16.0
+"""How much more a token that breaks its sentence counts than others, of which there are forty to one: where it is to be
+told from those before it, and where it is to be known that what stands there can't become a sentence any more.
+"""
 _NATS, _STUNNED = 4.0, 4.0
 """How many nats are one unit of surprise, and how many units are the most: beyond it all tokens are alike."""
 _NEAR = 0.5
@@ -68,12 +73,12 @@ from, and more varied ones than the interviewee's.
 
 
 def make_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalLM:
-    """An untrained model of 2.6 million parameters."""
+    """An untrained model of 3.0 million parameters."""
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=192,
         intermediate_size=512,
-        num_hidden_layers=4,
+        num_hidden_layers=5,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=48,
@@ -94,7 +99,7 @@ def token_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> tuple[t
     sentence, each 0 if there are none; logits are computed only where there is something to learn.
     """
     weights, labels = batch.weights[:, 1:], batch.strengths[:, 1:]
-    read = _well_formed(labels)
+    read = _well_formed(labels) & ~batch.tried[:, 1:]
     learned = (weights > 0) | read
     losses = F.cross_entropy(_logits(model, states, learned), batch.tokens[:, 1:][learned], reduction="none")
     # To texts that are only read nothing is replied, and their weights are all 0.
@@ -130,6 +135,7 @@ class Tutor(nn.Module):
         super().__init__()
         self.strengths = nn.Linear(hidden, LABELS, bias=False)
         self.surprise = nn.Linear(hidden, 1)
+        self.breaks = nn.Linear(hidden, 1)
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
         # A prediction is a token's embedding turned, so that it can't be taken for the token that stands there.
@@ -137,15 +143,32 @@ class Tutor(nn.Module):
         self.register_buffer("turn", torch.linalg.qr(random).Q)
 
     def strength_loss(self, batch: Batch, states: States) -> torch.Tensor:
-        """Mean cross-entropy of the strengths at the sentences' ends, and half as much of what is known before the ends
-        and of what an interview is about.
+        """Mean cross-entropy of the strengths at the sentences' ends; half as much of what is known before the ends, a
+        token that breaks its sentence counting `_FIRST` times, and of what an interview is about; and half as much of
+        whether with a word that is tried it could still become a sentence.
         """
-        marked = batch.strengths >= 0
-        labels = batch.strengths[marked]
+        marked, (breaking, _) = batch.strengths >= 0, _breaks(batch)
+        labels, tried = batch.strengths[marked], batch.tried[marked]
         losses = F.cross_entropy(self.strengths(states.behind[_KNOWN][marked]), labels, reduction="none")
         ends = labels <= GARBLED
-        parts = (1.0, losses[ends]), (0.5, losses[~ends])
-        return sum(weight * part.mean() for weight, part in parts if len(part))
+        counts = torch.where(breaking[marked] & ~ends, _FIRST, 1.0)
+        parts = (1.0, ends), (0.5, ~ends & ~tried), (0.5, tried)
+        return sum(weight * (losses * counts)[part].sum() / counts[part].sum() for weight, part in parts if part.any())
+
+    def break_loss(self, batch: Batch, states: States) -> torch.Tensor:
+        """Mean cross-entropy of telling, at each token of a graded text up to the one that breaks its sentence, whether
+        it is that one, and as much of telling it of the words that are tried; each 0 if there are none.
+        """
+        breaking, behind = _breaks(batch)
+        said = self.breaks(_unit(states.behind[_COMPARED]))[..., 0]
+        text = (batch.strengths >= 0) & (batch.strengths < ABOUT) & ~batch.tried & ~behind
+        loss = said.sum() * 0.0
+        for part, truth, rare in (text, breaking, _RARE), (batch.tried, batch.strengths == BROKEN, 1.0):
+            if part.any():
+                loss = loss + F.binary_cross_entropy_with_logits(
+                    said[part], truth[part].float(), pos_weight=torch.tensor(rare)
+                )
+        return loss
 
     def surprise_loss(
         self, embeddings: torch.Tensor, batch: Batch, states: States
@@ -155,7 +178,7 @@ class Tutor(nn.Module):
         it was, in units of surprise; each 0 if there are none.
         """
         labels, dtype = batch.strengths[:, 1:], states.last.dtype
-        judged = (labels >= 0) & (labels < ABOUT)
+        judged = (labels >= 0) & (labels < ABOUT) & ~batch.tried[:, 1:]
         predicted = (_unit(states.behind[_PREDICTED][:, :-1][judged]) @ self.turn).to(dtype)
         logits = (predicted @ embeddings.to(dtype).T).float()
         surprise = F.cross_entropy(logits, batch.tokens[:, 1:][judged], reduction="none")
@@ -168,6 +191,13 @@ class Tutor(nn.Module):
 def _well_formed(labels: torch.Tensor) -> torch.Tensor:
     """Whether a token is one of a graded text that may still become a sentence, or is the end of one."""
     return (labels >= 0) & (labels < GARBLED) | (labels == WHOLE)
+
+
+def _breaks(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which tokens of graded texts break their sentence, and which stand behind such a one; both [R, L]."""
+    broken = batch.strengths == BROKEN
+    behind = F.pad(broken[:, :-1], (1, 0))
+    return (broken | (batch.strengths == GARBLED)) & ~behind & ~batch.tried, behind
 
 
 def _unit(states: torch.Tensor) -> torch.Tensor:
@@ -266,7 +296,7 @@ def _work(
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps)) for optimizer in optimizers
     ]
     parameters = [*model.parameters(), *tutor.parameters()]
-    averages = dict.fromkeys([*(stream.name for stream in streams), "strengths", "surprise"], 0.0)
+    averages = dict.fromkeys([*(stream.name for stream in streams), "strengths", "breaks", "surprise"], 0.0)
     bar = tqdm(range(steps), desc="pre-training", unit="step", mininterval=5.0, disable=worker > 0)
     for step in bar:
         losses = _gradient(model, tutor, streams, gradients[worker], layer)
@@ -296,11 +326,11 @@ def _gradient(
     model: Qwen3ForCausalLM, tutor: Tutor, streams: list[Stream], gradient: torch.Tensor, layer: Callable
 ) -> list[float]:
     """Write the gradient on the next batches into `gradient`; returns the streams' losses, on what is replied or on the
-    texts where nothing is, and the tutor's: of the strengths, and of the surprise.
+    texts where nothing is, and the tutor's: of the strengths, of what breaks sentences, and of the surprise.
     """
     parameters = [*model.parameters(), *tutor.parameters()]
     _point(parameters, gradient.zero_())
-    losses, strengths, surprise = [], 0.0, 0.0
+    losses, strengths, breaks, surprise = [], 0.0, 0.0, 0.0
     for stream in streams:
         batch = next(stream.batches)
         states = hidden_states(model, batch, stream.prefix, layer=layer)
@@ -310,15 +340,16 @@ def _gradient(
         if stream.grades is not None:
             loss = loss + _NEAR * grade_loss(model, batch, states, stream.grades)
         if (batch.strengths >= 0).any():
-            lesson = tutor.strength_loss(batch, states)
-            strengths += lesson.item()
-            loss = loss + _TEACH * lesson
+            known, broken = tutor.strength_loss(batch, states), tutor.break_loss(batch, states)
+            strengths += known.item()
+            breaks += broken.item()
+            loss = loss + _TEACH * known + _BREAK * broken
         if stream.surprising:
             predicted, compared = tutor.surprise_loss(model.lm_head.weight, batch, states)
             surprise += compared.item()
             loss = loss + _PREDICT * predicted + _COMPARE * compared
         loss.backward()
-    return [*losses, strengths, surprise]
+    return [*losses, strengths, breaks, surprise]
 
 
 def _point(parameters: list[nn.Parameter], gradient: torch.Tensor) -> None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from hmx.prompts import encode_chat
 from hmx.sampling import common
 from hmx.tiny.corpus import Example
+from hmx.tiny.tries import Tried, Trier
 from hmx.tiny.world import CATEGORIES, read
 
 WIDTH = 128
@@ -34,8 +35,13 @@ class Encoded:
     """How much each token counts when it is predicted; 0 for those of the user."""
     strengths: list[int]
     """At the last token of each graded sentence its strength, `GARBLED` if it has none; at the sentence's other tokens
-    `WHOLE` or `BROKEN`; where an interviewee answers, the question's category behind `ABOUT`; elsewhere -1.
+    `WHOLE` or `BROKEN`, and so for words that are tried in the places of others; where an interviewee answers, the
+    question's category behind `ABOUT`; elsewhere -1.
     """
+    tried: list[bool]
+    """Which words are tried; they stand behind all else."""
+    positions: list[int]
+    """The place of each token in its example; of a word that is tried, that of the one it takes the place of."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +51,25 @@ class Batch:
     tokens: torch.Tensor
     weights: torch.Tensor
     strengths: torch.Tensor
+    tried: torch.Tensor
     examples: torch.Tensor
     """Which of its row's examples a token belongs to; -1 where there is padding."""
     positions: torch.Tensor
-    """Its place in its example."""
 
 
-def encode(example: Example, tokenizer: PreTrainedTokenizerBase, prefix: list[int]) -> Encoded:
-    """Tokens and weights of an example behind `prefix`, with which its prompt must begin."""
+def encode(
+    example: Example, tokenizer: PreTrainedTokenizerBase, prefix: list[int], trier: Trier | None = None
+) -> Encoded:
+    """Tokens and weights of an example behind `prefix`, with which its prompt must begin.
+
+    A `trier` finds words to try in a text that is graded, as many as leave room in a row.
+    """
     prompt = encode_chat(tokenizer, example.messages)
     if prompt[: len(prefix)] != prefix:
         raise ValueError("a prompt does not begin with the shared prefix")
     reply = tokenizer.encode(example.reply, add_special_tokens=False) + [tokenizer.eos_token_id] * example.ends
     strengths = [-1] * (len(prompt) + len(reply))
+    others: list[Tried] = []
     if example.judged is None:
         weights = [1.0] * len(reply)
         if example.category:
@@ -67,28 +79,51 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, prefix: list[in
         weights = [_FORM] * len(reply)
         if reply:
             weights[2] = _GRADE  # "Score", ":", " 7"
-        for place, strength in _strengths(example.judged, prompt, tokenizer):
+        spans = _spans(example.judged, prompt, tokenizer)
+        for place, strength in _strengths(example.judged, spans):
             strengths[place] = strength
+        if trier:
+            others = trier(example.judged, {begin: place - len(prefix) for place, begin, _ in spans})
     weights = [0.0] * len(prompt) + weights
-    return Encoded((prompt + reply)[len(prefix) :], weights[len(prefix) :], strengths[len(prefix) :])
+    tokens = (prompt + reply)[len(prefix) :]
+    others = others[: max(WIDTH - len(tokens), 0)]
+    return Encoded(
+        tokens=tokens + [one.token for one in others],
+        weights=weights[len(prefix) :] + [0.0] * len(others),
+        strengths=strengths[len(prefix) :] + [WHOLE if one.fits else BROKEN for one in others],
+        tried=[False] * len(tokens) + [True] * len(others),
+        positions=[*range(len(tokens)), *(one.place for one in others)],
+    )
 
 
-def _strengths(text: str, prompt: list[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, int]]:
-    """What the tutor should read off each place in `prompt` of `text`, with which the user's turn ends."""
+def _spans(text: str, prompt: list[int], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int, int]]:
+    """Where in `prompt` the tokens of `text` are, with which the user's turn ends, from the last to the first; and
+    between which bytes of the text each stands. The text's first may begin before it.
+    """
     place = len(prompt) - 3  # before the end of the turn and the assistant's header
-    left = len(text.encode())
+    end, spans = len(text.encode()), []
+    while end > 0:
+        begin = end - len(tokenizer.convert_ids_to_tokens(prompt[place]))  # a token's character is a byte of the text
+        spans.append((place, begin, end))
+        place, end = place - 1, begin
+    return spans
+
+
+def _strengths(text: str, spans: list[tuple[int, int, int]]) -> Iterator[tuple[int, int]]:
+    """What the tutor should read off each place of `text`."""
+    left = iter(spans)
+    place, _, until = next(left, (0, 0, 0))
     for sentence in reversed(read(text)):
         cuts = sentence.end - len(sentence.text), sentence.whole, sentence.end
         begin, whole, end = (len(text[:cut].encode()) for cut in cuts)
         last = True
-        while left > begin:
-            if left <= end and last:
+        while until > begin:
+            if until <= end and last:
                 yield place, GARBLED if sentence.strength is None else sentence.strength
                 last = False
-            elif left <= end:
-                yield place, WHOLE if left <= whole else BROKEN
-            left -= len(tokenizer.convert_ids_to_tokens(prompt[place]))  # a character of a token is a byte of the text
-            place -= 1
+            elif until <= end:
+                yield place, WHOLE if until <= whole else BROKEN
+            place, _, until = next(left, (0, 0, 0))
 
 
 def shared_prefix(rows: list[list[int]]) -> list[int]:
@@ -97,13 +132,17 @@ def shared_prefix(rows: list[list[int]]) -> list[int]:
 
 
 def batches(
-    examples: Iterator[Example], size: int, tokenizer: PreTrainedTokenizerBase, prefix: list[int]
+    examples: Iterator[Example],
+    size: int,
+    tokenizer: PreTrainedTokenizerBase,
+    prefix: list[int],
+    trier: Trier | None = None,
 ) -> Iterator[Batch]:
     """Batches of `size` rows of `WIDTH` tokens; an example that is longer is left out.
 
     A row begins with the example that has waited longest, and goes on with the longest that still fits.
     """
-    encoded = (encode(example, tokenizer, prefix) for example in examples)
+    encoded = (encode(example, tokenizer, prefix, trier) for example in examples)
     fitting = (one for one in encoded if len(one.tokens) <= WIDTH)
     waiting: list[Encoded] = []
     while True:
@@ -136,6 +175,7 @@ def stack(rows: list[list[Encoded]], pad_id: int, width: int = WIDTH) -> Batch:
         tokens=filled(lambda number, example: example.tokens, pad_id),
         weights=filled(lambda number, example: example.weights, 0.0),
         strengths=filled(lambda number, example: example.strengths, -1),
+        tried=filled(lambda number, example: example.tried, False),
         examples=filled(lambda number, example: [number] * len(example.tokens), -1),
-        positions=filled(lambda number, example: range(len(example.tokens)), 0),
+        positions=filled(lambda number, example: example.positions, 0),
     )

@@ -109,11 +109,11 @@ def read(text: str) -> tuple[Sentence, ...]:
     sentences: list[Sentence] = []
     seen: set[tuple[str, ...]] = set()
     for piece in _SENTENCE.finditer(text):
-        marks = _marks(piece.group())
-        words = tuple(word for _, expanded in marks for word in expanded)
+        found = marks(piece.group())
+        words = tuple(word for _, expanded in found for word in expanded)
         strength, furthest = parse(words)
         whole = 0
-        for end, expanded in marks:
+        for end, expanded in found:
             furthest -= len(expanded)
             if furthest < 0:
                 break
@@ -139,10 +139,10 @@ def normalise(sentence: str) -> tuple[str, ...]:
     >>> normalise("Well, I don't mind; it's fine.")
     ('well', 'i', 'do', 'not', 'mind', 'it', 'is', 'fine')
     """
-    return tuple(word for _, words in _marks(sentence) for word in words)
+    return tuple(word for _, words in marks(sentence) for word in words)
 
 
-def _marks(sentence: str) -> list[tuple[int, tuple[str, ...]]]:
+def marks(sentence: str) -> list[tuple[int, tuple[str, ...]]]:
     """The words and signs of a sentence: where each ends, and the words in the grammar's form that it stands for."""
     plain = sentence.lower()
     if len(plain) != len(sentence):  # İ alone becomes two

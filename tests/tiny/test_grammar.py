@@ -132,3 +132,14 @@ def test_slots_of_the_wrong_kind_seldom_make_sentences() -> None:
     rng = random.Random(1)
     made = [GRAMMAR.make("core", Talk("death"), rng, odd=0.5)[0] for _ in range(300)]
     assert sum(parse(normalise(" ".join(words)))[0] is None for words in made) > 150
+
+
+@given(st.integers(0, 10**6), st.sampled_from(sorted(CATEGORIES)))
+def test_what_fits_at_a_place_is_what_a_sentence_could_go_on_with(seed: int, category: str) -> None:
+    rng = random.Random(seed)
+    words = [word for word in GRAMMAR.make("sentence", Talk(category), rng, odd=0.05)[0] if word != ","]
+    fits = GRAMMAR.fitting(words)
+    others = [word for word in GRAMMAR.make("sentence", Talk(category), rng)[0] if word != ","]
+    for place in range(len(words)):
+        for word in (words[place], rng.choice(others)):
+            assert fits(place, word) == (GRAMMAR.parse([*words[:place], word])[1] == place + 1)

@@ -1,5 +1,6 @@
 """Pre-training computes what transformers would, learns what it should, and does so alike each time."""
 
+import itertools
 import math
 from dataclasses import replace
 from functools import cache
@@ -18,7 +19,8 @@ from hmx.tiny.corpus import Corpus, Example
 from hmx.tiny.forward import hidden_states, layer_forward
 from hmx.tiny.pretrain import Stream, Tutor, grade_loss, make_model, token_loss, train
 from hmx.tiny.rows import WIDTH, Batch, Encoded, batches, encode, next_row, shared_prefix, stack
-from hmx.tiny.world import examine
+from hmx.tiny.tries import Trier
+from hmx.tiny.world import examine, normalise, parse, read
 from tests.tiny.paths import DATA, TINY
 
 TOKENIZER = AutoTokenizer.from_pretrained(TINY, local_files_only=True)
@@ -166,18 +168,147 @@ def test_the_tutor_teaches_what_an_interview_is_about() -> None:
     assert tutor.strength_loss(batch, states).item() == pytest.approx(0.5 * losses.mean().item(), rel=1e-4)
 
 
-def test_the_loss_of_strengths_is_the_mean_at_ends_and_half_of_that_between() -> None:
-    model = make_model(TOKENIZER, seed=0)
-    batch = packed([encode(example, TOKENIZER, PREFIX) for example in GRADINGS])
-    states = hidden_states(model, batch, PREFIX, torch.float32)
+@cache
+def texts_with_tries() -> list[Encoded]:
+    """Whole texts and spoilt ones, with words tried in them."""
+    trier = Trier(TOKENIZER, "0")
+    rows = [encode(one, TOKENIZER, [], trier) for one in islice(Corpus(RUBRIC, [], 1).reader(), 60)]
+    return [row for row in rows[40:] if any(row.tried)]  # by then it remembers words
+
+
+def marks_of(rows: list[Encoded]) -> list[tuple[int, int, str]]:
+    """Of every token with a label: its row, its place, and what it is."""
+    found = []
+    for number, row in enumerate(rows):
+        broken = False
+        for place, (label, tried) in enumerate(zip(row.strengths, row.tried, strict=True)):
+            if label < 0:
+                continue
+            if tried:
+                found.append((number, place, "tried"))
+                continue
+            end = label <= 11
+            kind = "behind" if broken else "breaks" if label in (11, 13) else "fine"
+            found.append((number, place, kind + " at the end" * end))
+            broken = label == 13 and not end
+    return found
+
+
+def test_the_loss_of_strengths_is_the_mean_at_ends_and_half_of_that_between_and_of_what_is_tried() -> None:
+    model, rows = make_model(TOKENIZER, seed=0), texts_with_tries()
+    batch = stack([[row] for row in rows], TOKENIZER.pad_token_id)
+    states = hidden_states(model, batch, [], torch.float32)
     tutor = curious(model)
-    ends, between = [], []
-    for row, marks in zip(states.behind[-2], batch.strengths.tolist(), strict=True):
-        for state, mark in zip(row, marks, strict=True):
-            if mark >= 0:
-                (ends if mark <= 11 else between).append(-tutor.strengths(state).log_softmax(-1)[mark].item())
-    wanted = sum(ends) / len(ends) + 0.5 * sum(between) / len(between)
+    parts: dict[str, list[tuple[float, float]]] = {"end": [], "between": [], "tried": []}
+    for number, place, kind in marks_of(rows):
+        label = rows[number].strengths[place]
+        loss = -tutor.strengths(states.behind[-2][number, place]).log_softmax(-1)[label].item()
+        part = "tried" if kind == "tried" else "end" if kind.endswith("end") else "between"
+        parts[part].append((loss, 16.0 if kind == "breaks" else 1.0))
+    assert min(map(len, parts.values())) > 20 and {count for _, count in parts["between"]} == {1.0, 16.0}
+    ends, between, tried = (
+        sum(loss * count for loss, count in part) / sum(count for _, count in part) for part in parts.values()
+    )
+    wanted = ends + 0.5 * between + 0.5 * tried
     assert tutor.strength_loss(batch, states).item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_what_breaks_a_sentence_is_told_from_what_comes_before_it_and_of_the_words_that_are_tried() -> None:
+    model, rows = make_model(TOKENIZER, seed=0), texts_with_tries()
+    batch = stack([[row] for row in rows], TOKENIZER.pad_token_id)
+    states = hidden_states(model, batch, [], torch.float32)
+    tutor = curious(model)
+    text, tried, rare = [], [], 0
+    for number, place, kind in marks_of(rows):
+        state = states.behind[-3][number, place]
+        said = tutor.breaks(state / state.pow(2).mean().sqrt())[0].sigmoid().item()
+        if kind == "tried":
+            tried.append(-math.log(said if rows[number].strengths[place] == 13 else 1 - said))
+        elif kind.startswith("breaks"):
+            rare += 1
+            text.append(-10 * math.log(said))
+        elif kind.startswith("fine"):
+            text.append(-math.log(1 - said))
+    assert rare > 5 and tried
+    wanted = sum(text) / len(text) + sum(tried) / len(tried)
+    assert tutor.break_loss(batch, states).item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_where_nothing_is_graded_nothing_breaks() -> None:
+    model = make_model(TOKENIZER, seed=1)
+    asked = Example([{"role": "user", "content": "Why?"}], "I do not know.", category="survival")
+    batch = packed([encode(asked, TOKENIZER, [])])
+    assert curious(model).break_loss(batch, hidden_states(model, batch, [], torch.float32)).item() == 0
+
+
+def test_a_word_that_is_tried_sees_what_stands_before_it_and_nobody_sees_it() -> None:
+    model, rows = make_model(TOKENIZER, seed=0), texts_with_tries()[:6]
+    tried = hidden_states(model, packed(rows), [], torch.float32)
+    for number, row in enumerate(rows):
+        begin = number % 2 * len(rows[number - 1].tokens)
+        text = row.tried.index(True)
+        alone = model.model(torch.tensor([row.tokens[:text]])).last_hidden_state[0]
+        torch.testing.assert_close(tried.last[number // 2, begin : begin + text], alone, atol=1e-4, rtol=1e-4)
+        for place in range(text, len(row.tokens)):
+            before = row.tokens[: row.positions[place]]
+            wanted = model.model(torch.tensor([[*before, row.tokens[place]]])).last_hidden_state[0, -1]
+            torch.testing.assert_close(tried.last[number // 2, begin + place], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_of_a_word_that_is_tried_the_grammar_says_whether_it_could_stand_there() -> None:
+    fits = []
+    for row in texts_with_tries():
+        begin = len(TOKENIZER.encode("<|user|>Answer:"))
+        for place in (place for place, tried in enumerate(row.tried) if tried):
+            before = TOKENIZER.decode([*row.tokens[begin : row.positions[place]], row.tokens[place]])
+            words = normalise(read(before)[-1].text)
+            assert parse(words[:-1])[1] >= len(words) - 1 > 0  # nothing is broken before it
+            fits.append(parse(words)[1] == len(words))
+            assert row.strengths[place] == (12 if fits[-1] else 13), before
+    assert 0.15 < sum(fits) / len(fits) < 0.85 and len(fits) > 100
+
+
+def test_half_of_the_words_that_are_tried_have_been_read_behind_the_same_word() -> None:
+    trier, read_so_far, known = Trier(TOKENIZER, "0"), set(), []
+    for example in islice(Corpus(RUBRIC, [], 1).reader(), 300):
+        row = encode(example, TOKENIZER, [], trier)
+        begin = len(TOKENIZER.encode("<|user|>Answer:"))
+        for place in (place for place, tried in enumerate(row.tried) if tried):
+            words = normalise(TOKENIZER.decode([*row.tokens[begin : row.positions[place]], row.tokens[place]]))
+            known.append(words[-2:] in read_so_far)
+        sentences = [normalise(sentence.text) for sentence in read(example.judged) if sentence.strength is not None]
+        read_so_far |= {pair for words in sentences for pair in itertools.pairwise(words)}
+    assert 0.45 < sum(known[-500:]) / 500 < 0.75 and len(known) > 1000
+
+
+def test_words_are_tried_as_far_as_a_row_has_room_for_them() -> None:
+    trier = Trier(TOKENIZER, "0")
+    for example in islice(Corpus(RUBRIC, [], 1).reader(), 50):
+        encode(example, TOKENIZER, [], trier)
+    text = " ".join(["I am afraid of death and I want to live, and I feel a deep sadness about it."] * 6)
+    example = Example([{"role": "user", "content": f"Answer: {text}"}], "", False, text)
+    rows = [encode(example, TOKENIZER, [], trier) for _ in range(8)]
+    assert max(len(row.tokens) for row in rows) == WIDTH and any(any(row.tried) for row in rows)
+
+
+def test_nothing_is_learned_to_say_of_the_words_that_are_tried() -> None:
+    model, rows = make_model(TOKENIZER, seed=1), texts_with_tries()
+    tutor, found = curious(model), []
+    plain = [replace(row, **{name: getattr(row, name)[: row.tried.index(True)] for name in vars(row)}) for row in rows]
+    for some in (rows, plain):
+        batch = stack([[row] for row in some], TOKENIZER.pad_token_id)
+        states = hidden_states(model, batch, [], torch.float32)
+        losses = *token_loss(model, batch, states), *tutor.surprise_loss(model.lm_head.weight, batch, states)
+        found.append([loss.item() for loss in losses])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_the_build_tries_words_in_the_texts_that_are_only_read() -> None:
+    first, same = (
+        {stream.name: next(stream.batches) for stream in Recipe(RUBRIC, [], TOKENIZER, 0)(0)} for _ in range(2)
+    )
+    assert [name for name, batch in first.items() if batch.tried.any()] == ["texts"]
+    assert torch.equal(first["texts"].tokens, same["texts"].tokens)
 
 
 def test_a_token_surprises_by_what_the_layers_below_predicted_one_token_before_it() -> None:
@@ -192,7 +323,7 @@ def test_a_token_surprises_by_what_the_layers_below_predicted_one_token_before_i
     predicted, errors, stunned = [], [], 0
     for row in rows:
         states = model.model(torch.tensor([row.tokens]), output_hidden_states=True).hidden_states
-        below, above = (state[0] / state[0].pow(2).mean(-1, keepdim=True).sqrt() for state in (states[1], states[2]))
+        below, above = (state[0] / state[0].pow(2).mean(-1, keepdim=True).sqrt() for state in (states[2], states[3]))
         logprobs = (below @ tutor.turn @ model.lm_head.weight.T).double().log_softmax(-1)
         for place, strength in enumerate(row.strengths):
             if strength >= 0:
@@ -303,7 +434,7 @@ def test_the_loss_is_the_weighted_mean_over_all_rows() -> None:
 
 def test_rows_are_filled_and_nobody_waits_for_ever() -> None:
     def of(length: int) -> Encoded:
-        return Encoded([7] * length, [0.0] * length, [-1] * length)
+        return Encoded([7] * length, [0.0] * length, [-1] * length, [False] * length, [*range(length)])
 
     waiting = [of(length) for length in (5, 3, 6, 2, 9, 1)]
     assert [len(one.tokens) for one in next_row(waiting, 10)] == [5, 3, 2]
@@ -379,7 +510,7 @@ def test_the_bar_names_the_losses_and_of_texts_without_a_reply_shows_that_of_rea
     train(make_model(TOKENIZER, seed=0), both_streams, steps=1, lr=1e-3, workers=1)
     shown = capfd.readouterr().err.split("losses: ")[-1]
     losses = dict(zip(*[iter(shown.strip(" ]\n").split())] * 2, strict=True))
-    assert list(losses) == ["gradings", "texts", "strengths", "surprise"]
+    assert list(losses) == ["gradings", "texts", "strengths", "breaks", "surprise"]
     # A model that knows nothing: about log V for every token.
     assert 0.9 < float(losses["texts"]) / math.log(len(TOKENIZER)) < 1.1
 
@@ -395,6 +526,12 @@ def test_the_build_teaches_to_be_surprised_by_the_texts_that_are_only_read() -> 
 def test_who_is_taught_to_be_surprised_learns_something_else() -> None:
     taught, untaught = trained(both_streams, 1), trained(plain_streams, 1)
     assert not any(map(torch.equal, taught, untaught))
+
+
+def test_who_is_taught_what_breaks_a_sentence_learns_something_else(monkeypatch) -> None:
+    taught = trained(both_streams, 1)
+    monkeypatch.setattr("hmx.tiny.pretrain._BREAK", 0.0)
+    assert not any(map(torch.equal, taught, trained(both_streams, 1, time=2)))
 
 
 def test_the_failure_of_a_worker_ends_the_training(capfd) -> None:

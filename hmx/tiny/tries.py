@@ -1,0 +1,82 @@
+"""Words that are tried in the places of others in a text.
+
+Of all the words that would break a sentence, a spoilt text shows one or two. To try another costs one token: it sees
+what comes before, as the word does whose place it takes, and no token sees it. Whether it could stand there the grammar
+knows.
+"""
+
+import itertools
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from hmx.tiny.world import GRAMMAR, marks, read
+
+_TRIED = 0.5
+"""Share of the words in whose places others are tried."""
+_READ, _BEHIND = 20_000, 200
+"""How many words are remembered to be tried: of all that were read, and behind each word."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A word that is tried in the place of another: it sees what stands before that one, and no token sees it."""
+
+    token: int
+    place: int
+    """In its example's tokens."""
+    fits: bool
+    """Whether it could stand there."""
+
+
+class Trier:
+    """Finds words to try: any that has been read, or one that was read behind the same word: harder to tell."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: str) -> None:
+        self._rng = random.Random(f"trier/{seed}")
+        known = tokenizer.get_vocab()
+        written = {word: "\u0120" + ("I" if word == "i" else word) for word in GRAMMAR.words()}
+        self._tokens = {word: known[token] for word, token in written.items() if token in known}
+        self._read: list[str] = []
+        self._behind: defaultdict[str, list[str]] = defaultdict(list)
+
+    def __call__(self, text: str, places: dict[int, int]) -> list[Tried]:
+        """Words to try in `text`: in the places of some words, but never of a sentence's first, or behind what can't
+        become a sentence any more.
+
+        Args:
+            places: where in the example's tokens one begins, by the byte of the text that it begins with.
+        """
+        tried = []
+        for sentence in read(text):
+            start = sentence.end - len(sentence.text)
+            found = marks(sentence.text)
+            words = [word for _, expanded in found for word in expanded]
+            fits = GRAMMAR.fitting(words)
+            number, cut = 0, start
+            for end, expanded in found:
+                place = places.get(len(text[:cut].encode()))
+                possible = expanded and number and cut <= sentence.whole and text[cut] == " " and place is not None
+                if possible and self._rng.random() < _TRIED:
+                    word = self._word(words[number - 1])
+                    if word in self._tokens and word != words[number]:
+                        tried.append(Tried(self._tokens[word], place, fits(number, word)))
+                number, cut = number + len(expanded), start + end
+            if sentence.strength is not None:
+                self._remember(words)
+        return tried
+
+    def _word(self, before: str) -> str | None:
+        kept = self._behind[before] if self._rng.random() < 0.5 else self._read
+        return self._rng.choice(kept) if kept else None
+
+    def _remember(self, words: list[str]) -> None:
+        pairs = [(self._read, word, _READ) for word in words]
+        pairs += [(self._behind[one], other, _BEHIND) for one, other in itertools.pairwise(words)]
+        for kept, word, most in pairs:
+            if len(kept) < most:
+                kept.append(word)
+            else:
+                kept[self._rng.randrange(most)] = word
