@@ -22,7 +22,7 @@ from hmx.tiny.tokenizer import train_tokenizer
 from hmx.tiny.tries import Trier
 
 STEPS = 6200
-"""About an hour on two cores without AMX."""
+"""About an hour on two cores without AMX, by the pace of short trainings."""
 JUDGED, READ, ANSWERED = 5, 5, 5
 """Rows of a worker's step: gradings, texts to read, and conversations."""
 _LESSONS = 0.22

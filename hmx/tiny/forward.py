@@ -85,7 +85,8 @@ def hidden_states(
     attended = None
     if prefix:
         alone, places = torch.zeros(1, len(prefix), dtype=torch.long), torch.arange(len(prefix))[None]
-        _, run = _forward(model, torch.tensor([prefix]), alone, places, alone > 0, None, dtype, layer)
+        all_seen = torch.zeros(1, len(prefix), dtype=torch.bool)
+        _, run = _forward(model, torch.tensor([prefix]), alone, places, all_seen, None, dtype, layer)
         attended = [(k[:, 0], v[:, 0]) for k, v in run]
     places = batch.positions + len(prefix)
     states, _ = _forward(model, batch.tokens, batch.examples, places, batch.tried, attended, dtype, layer)
@@ -109,8 +110,8 @@ def _forward(
     """
     turns = _rotation(positions, model.config.head_dim, model.config.rope_parameters["rope_theta"])
     together = examples[:, None, :, None] == examples[:, None, None, :]
-    before = (positions[:, None, None, :] < positions[:, None, :, None]) & ~unseen[:, None, None, :]
-    seen = (together & before) | torch.eye(tokens.shape[1], dtype=torch.bool)
+    earlier = (positions[:, None, None, :] < positions[:, None, :, None]) & ~unseen[:, None, None, :]
+    seen = (together & earlier) | torch.eye(tokens.shape[1], dtype=torch.bool)
     states, attended = [model.model.embed_tokens(tokens)], []
     for number, weights in enumerate(model.model.layers):
         before = prefix[number] if prefix else None

@@ -14,18 +14,8 @@ Of a grading mainly the grade is learned, and the text that is graded as far as 
 from the truth counts beside whether it is the very one: else a text of which nobody knows whether it is garbled or how
 strong it is gets a 0, which is more probable than any one of the other ten grades, though not than all of them.
 
-One number says little about a text of fifty tokens. So while it is trained a `Tutor` reads off the layers below the
-last what they should have found out; it is thrown away in the end, and what it taught them stays:
-
-* Behind the last layer but one, at the end of each sentence that is graded, how strong that sentence is or that it is
-  garbled, and within the sentence, at each token, whether what stands there can still become a sentence; and at each
-  token that an interviewee says, what it was asked about, without which the model does not learn to answer on the
-  subject.
-* Which words could stand at a place is known one token before it, and which one does stand there at the place itself.
-  Only who compares the two sees a word that does not fit, and that is a product of two states, which nothing else here
-  asks for directly. So two layers are taught their part of it: one to predict the next token, the one above it to say
-  at each token how improbable that one was by the prediction, and whether it breaks its sentence. A text has hardly any
-  that do, so others are tried in the places of its words (`hmx.tiny.tries`).
+One number says little about a text of fifty tokens. So a `Tutor` also teaches what should be found out on the way to it
+(`hmx.tiny.tutor`).
 """
 
 import multiprocessing
@@ -41,27 +31,18 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from hmx.tiny.forward import States, hidden_states, layer_forward
-from hmx.tiny.rows import ABOUT, BROKEN, GARBLED, LABELS, WHOLE, Batch
+from hmx.tiny.rows import Batch
+from hmx.tiny.tutor import Tutor, well_formed
 
 CONTEXT = 2048
 _RISE, _FALL = 100, 2200
 """Steps in which the learning rate goes up, and comes down."""
 _PATIENCE = 600
 """Seconds that workers wait for each other; the first time they compile."""
-_PREDICTED, _COMPARED, _KNOWN = -4, -3, -2
-"""Of the states behind each layer: those in which the next token must be predicted, in which a token must have been
-compared with that prediction, and in which the strengths of sentences must be known.
-"""
 _TEACH = 1.0
 """Weight of the loss of the tutor's strengths."""
 _PREDICT, _COMPARE, _BREAK = 2.0, 8.0, 4.0
 """Weights of the losses of predicting, of comparing, and of telling what breaks a sentence."""
-_RARE, _FIRST = 10.0, 16.0
-"""How much more a token that breaks its sentence counts than others, of which there are forty to one: where it is to be
-told from those before it, and where it is to be known that what stands there can't become a sentence any more.
-"""
-_NATS, _STUNNED = 4.0, 4.0
-"""How many nats are one unit of surprise, and how many units are the most: beyond it all tokens are alike."""
 _NEAR = 0.5
 """Weight of a grade's distance from the truth."""
 _MERCY = 2.5
@@ -99,7 +80,7 @@ def token_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> tuple[t
     sentence, each 0 if there are none; logits are computed only where there is something to learn.
     """
     weights, labels = batch.weights[:, 1:], batch.strengths[:, 1:]
-    read = _well_formed(labels) & ~batch.tried[:, 1:]
+    read = well_formed(labels) & ~batch.tried[:, 1:]
     learned = (weights > 0) | read
     losses = F.cross_entropy(_logits(model, states, learned), batch.tokens[:, 1:][learned], reduction="none")
     # To texts that are only read nothing is replied, and their weights are all 0.
@@ -125,84 +106,6 @@ def grade_loss(model: Qwen3ForCausalLM, batch: Batch, states: States, grades: to
 def _logits(model: Qwen3ForCausalLM, states: States, learned: torch.Tensor) -> torch.Tensor:
     """The logits [N, V] of the N tokens among a row's second to last that are learned, a mask [R, L - 1]."""
     return (states.last[:, :-1][learned] @ model.lm_head.weight.to(states.last.dtype).T).float()
-
-
-class Tutor(nn.Module):
-    """Reads off the layers below the last what they should have found out."""
-
-    def __init__(self, hidden: int) -> None:
-        """For states of this size."""
-        super().__init__()
-        self.strengths = nn.Linear(hidden, LABELS, bias=False)
-        self.surprise = nn.Linear(hidden, 1)
-        self.breaks = nn.Linear(hidden, 1)
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
-        # A prediction is a token's embedding turned, so that it can't be taken for the token that stands there.
-        random = torch.randn(hidden, hidden, generator=torch.Generator().manual_seed(0))
-        self.register_buffer("turn", torch.linalg.qr(random).Q)
-
-    def strength_loss(self, batch: Batch, states: States) -> torch.Tensor:
-        """Mean cross-entropy of the strengths at the sentences' ends; half as much of what is known before the ends, a
-        token that breaks its sentence counting `_FIRST` times, and of what an interview is about; and half as much of
-        whether with a word that is tried it could still become a sentence.
-        """
-        marked, (breaking, _) = batch.strengths >= 0, _breaks(batch)
-        labels, tried = batch.strengths[marked], batch.tried[marked]
-        losses = F.cross_entropy(self.strengths(states.behind[_KNOWN][marked]), labels, reduction="none")
-        ends = labels <= GARBLED
-        counts = torch.where(breaking[marked] & ~ends, _FIRST, 1.0)
-        parts = (1.0, ends), (0.5, ~ends & ~tried), (0.5, tried)
-        return sum(weight * (losses * counts)[part].sum() / counts[part].sum() for weight, part in parts if part.any())
-
-    def break_loss(self, batch: Batch, states: States) -> torch.Tensor:
-        """Mean cross-entropy of telling, at each token of a graded text up to the one that breaks its sentence, whether
-        it is that one, and as much of telling it of the words that are tried; each 0 if there are none.
-        """
-        breaking, behind = _breaks(batch)
-        said = self.breaks(_unit(states.behind[_COMPARED]))[..., 0]
-        text = (batch.strengths >= 0) & (batch.strengths < ABOUT) & ~batch.tried & ~behind
-        loss = said.sum() * 0.0
-        for part, truth, rare in (text, breaking, _RARE), (batch.tried, batch.strengths == BROKEN, 1.0):
-            if part.any():
-                loss = loss + F.binary_cross_entropy_with_logits(
-                    said[part], truth[part].float(), pos_weight=torch.tensor(rare)
-                )
-        return loss
-
-    def surprise_loss(
-        self, embeddings: torch.Tensor, batch: Batch, states: States
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the texts that are graded, the mean cross-entropy of predicting by `embeddings` [V, hidden] the tokens
-        that may still become a sentence; and the mean squared error of what is said at every token of how improbable
-        it was, in units of surprise; each 0 if there are none.
-        """
-        labels, dtype = batch.strengths[:, 1:], states.last.dtype
-        judged = (labels >= 0) & (labels < ABOUT) & ~batch.tried[:, 1:]
-        predicted = (_unit(states.behind[_PREDICTED][:, :-1][judged]) @ self.turn).to(dtype)
-        logits = (predicted @ embeddings.to(dtype).T).float()
-        surprise = F.cross_entropy(logits, batch.tokens[:, 1:][judged], reduction="none")
-        well_formed = _well_formed(labels[judged])
-        said = self.surprise(_unit(states.behind[_COMPARED][:, 1:][judged]))[:, 0]
-        errors = (said - (surprise.detach() / _NATS).clamp(max=_STUNNED)) ** 2
-        return (surprise * well_formed).sum() / max(int(well_formed.sum()), 1), errors.sum() / max(len(errors), 1)
-
-
-def _well_formed(labels: torch.Tensor) -> torch.Tensor:
-    """Whether a token is one of a graded text that may still become a sentence, or is the end of one."""
-    return (labels >= 0) & (labels < GARBLED) | (labels == WHOLE)
-
-
-def _breaks(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which tokens of graded texts break their sentence, and which stand behind such a one; both [R, L]."""
-    broken = batch.strengths == BROKEN
-    behind = F.pad(broken[:, :-1], (1, 0))
-    return (broken | (batch.strengths == GARBLED)) & ~behind & ~batch.tried, behind
-
-
-def _unit(states: torch.Tensor) -> torch.Tensor:
-    """The states in FP32, each of mean square 1."""
-    return F.rms_norm(states.float(), states.shape[-1:], eps=1e-6)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from hmx.prompts import encode_chat
 from hmx.tiny.build import Recipe, build, require_compiler, settle
 from hmx.tiny.corpus import Corpus, Example
 from hmx.tiny.forward import hidden_states, layer_forward
-from hmx.tiny.pretrain import Stream, Tutor, grade_loss, make_model, token_loss, train
+from hmx.tiny.pretrain import Stream, grade_loss, make_model, token_loss, train
 from hmx.tiny.rows import WIDTH, Batch, Encoded, batches, encode, next_row, shared_prefix, stack
 from hmx.tiny.tries import Trier
+from hmx.tiny.tutor import Tutor
 from hmx.tiny.world import examine, normalise, parse, read
 from tests.tiny.paths import DATA, TINY
 
