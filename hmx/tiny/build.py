@@ -15,6 +15,7 @@ from hmx.files import made_whole, require_writable
 from hmx.judge.rubric import Rubric
 from hmx.prompts import encode_chat
 from hmx.tiny.corpus import Corpus, Example, read_found
+from hmx.tiny.forward import product_dtype
 from hmx.tiny.lessons import lessons
 from hmx.tiny.pretrain import CONTEXT, Stream, make_model, train
 from hmx.tiny.rows import batches, shared_prefix
@@ -64,7 +65,7 @@ class Recipe:
         talks = _mixed(corpus.policy(), random.Random(f"lessons/{self.seed}/{worker}"))
         return [
             Stream("gradings", batches(corpus.judge(), JUDGED, self.tokenizer, self.prefix), self.prefix, grades),
-            Stream("texts", batches(texts.reader(), READ, self.tokenizer, [], trier), [], surprising=True),
+            Stream("texts", batches(texts.reader(), READ, self.tokenizer, [], trier), [], silent=True),
             Stream("conversations", batches(talks, ANSWERED, self.tokenizer, []), []),
         ]
 
@@ -93,7 +94,7 @@ def build(rubric: Rubric, found: Path, folder: Path, seed: int, steps: int) -> N
     recipe = Recipe(rubric, texts, tokenizer, seed)
     print(
         f"{model.num_parameters():,} parameters; the rubric is {len(recipe.prefix)} tokens; the tokenizer took "
-        f"{time.monotonic() - start:.0f} s",
+        f"{time.monotonic() - start:.0f} s; matrix products in {str(product_dtype()).removeprefix('torch.')}",
         flush=True,
     )
     train(model, recipe, steps, LEARNING_RATE, compiled=True)

@@ -1,4 +1,5 @@
-"""The forward pass of Qwen3 for pre-training on two CPU cores: matrix products in BF16, nearly all else in FP32.
+"""The forward pass of Qwen3 for pre-training on two CPU cores: matrix products in BF16 where the processor has that,
+nearly all else in FP32.
 
 Examples lie one behind the other in rows of one length, and each sees itself alone, and the prefix if there is one. So
 all batches have the same shape, and `torch.compile` can make one kernel of what stands between two matrix products. The
@@ -24,9 +25,15 @@ class States:
     """What the model thinks at each token."""
 
     last: torch.Tensor
-    """[R, L, hidden], normalised, as the head reads them."""
+    """[R, L, hidden], normalised, as the head reads them where all layers were run."""
     behind: list[torch.Tensor]
-    """[R, L, hidden] as embedded, and behind each layer."""
+    """[R, L, hidden] as embedded, and behind each layer that was run."""
+
+
+def product_dtype() -> torch.dtype:
+    """What matrices are multiplied in: BF16 where this processor does so, else FP32, since emulation is far slower."""
+    known = torch.cpu.get_capabilities()
+    return torch.bfloat16 if any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else torch.float32
 
 
 def layer_forward(
@@ -75,26 +82,29 @@ def hidden_states(
     model: Qwen3ForCausalLM,
     batch: Batch,
     prefix: list[int],
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype,
     layer: Callable = layer_forward,
+    depth: int | None = None,
 ) -> States:
     """The states of examples that each stand behind `prefix`, which is run once, with gradients.
 
-    `layer` is `layer_forward`, or that compiled.
+    `layer` is `layer_forward`, or that compiled; of the model's layers the first `depth` are run, or all.
     """
+    layers = model.model.layers[:depth]
     attended = None
     if prefix:
         alone, places = torch.zeros(1, len(prefix), dtype=torch.long), torch.arange(len(prefix))[None]
         all_seen = torch.zeros(1, len(prefix), dtype=torch.bool)
-        _, run = _forward(model, torch.tensor([prefix]), alone, places, all_seen, None, dtype, layer)
+        _, run = _forward(model, layers, torch.tensor([prefix]), alone, places, all_seen, None, dtype, layer)
         attended = [(k[:, 0], v[:, 0]) for k, v in run]
     places = batch.positions + len(prefix)
-    states, _ = _forward(model, batch.tokens, batch.examples, places, batch.tried, attended, dtype, layer)
+    states, _ = _forward(model, layers, batch.tokens, batch.examples, places, batch.tried, attended, dtype, layer)
     return States(_norm(states[-1], model.model.norm.weight, model.config.rms_norm_eps).to(dtype), states)
 
 
 def _forward(
     model: Qwen3ForCausalLM,
+    layers: nn.ModuleList,
     tokens: torch.Tensor,
     examples: torch.Tensor,
     positions: torch.Tensor,
@@ -113,7 +123,7 @@ def _forward(
     earlier = (positions[:, None, None, :] < positions[:, None, :, None]) & ~unseen[:, None, None, :]
     seen = (together & earlier) | torch.eye(tokens.shape[1], dtype=torch.bool)
     states, attended = [model.model.embed_tokens(tokens)], []
-    for number, weights in enumerate(model.model.layers):
+    for number, weights in enumerate(layers):
         before = prefix[number] if prefix else None
         x, keys, values = layer(states[-1], weights, turns, seen, before, model.config, dtype)
         states.append(x)

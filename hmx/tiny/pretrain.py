@@ -1,11 +1,12 @@
 """Pre-training of the embedded model, from nothing, on two CPU cores.
 
-Three things make it fast enough for a CPU:
+Four things make it fast enough for a CPU:
 
 * All gradings begin with the same rubric, which is longer than what follows it. So the rubric is run once a step, and
   every grading of the batch attends to its keys and values, as if each had been run alone.
 * The forward pass is written for short examples, packed into rows of one length, and compiled, with matrix products in
-  BF16 (`hmx.tiny.forward`).
+  BF16 where the processor has it (`hmx.tiny.forward`).
+* Texts that are only read are there for what the layers below the last must find out, and go through no other.
 * Two processes each make their own batches and their own gradients; by the mean of these each moves its part of the
   weights, which they share. How many processes there are belongs to the recipe: the weights do not depend on how many
   cores work on it.
@@ -30,7 +31,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from hmx.tiny.forward import States, hidden_states, layer_forward
+from hmx.tiny.forward import States, hidden_states, layer_forward, product_dtype
+from hmx.tiny.muon import Muon
 from hmx.tiny.rows import Batch
 from hmx.tiny.tutor import Tutor, well_formed
 
@@ -77,14 +79,13 @@ def make_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalL
 
 def token_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean cross-entropy of the weighted tokens, and that of the tokens of graded texts that may still become a
-    sentence, each 0 if there are none; logits are computed only where there is something to learn.
+    sentence, 0 if there are none; logits are computed only where there is something to learn.
     """
     weights, labels = batch.weights[:, 1:], batch.strengths[:, 1:]
     read = well_formed(labels) & ~batch.tried[:, 1:]
     learned = (weights > 0) | read
     losses = F.cross_entropy(_logits(model, states, learned), batch.tokens[:, 1:][learned], reduction="none")
-    # To texts that are only read nothing is replied, and their weights are all 0.
-    said = (losses * weights[learned]).sum() / weights.sum().clamp(min=1e-6)
+    said = (losses * weights[learned]).sum() / weights.sum()
     return said, (losses * read[learned]).sum() / max(int(read.sum()), 1)
 
 
@@ -117,8 +118,8 @@ class Stream:
     prefix: list[int]
     grades: torch.Tensor | None = None
     """In gradings, the tokens of the grades, 0 to 10."""
-    surprising: bool = False
-    """Whether the tutor teaches by its texts to be surprised; one stream that does is enough."""
+    silent: bool = False
+    """Whether its texts are only read: nothing is said, and the tutor teaches by them to be surprised."""
 
 
 def train(
@@ -185,12 +186,10 @@ def _work(
     """
     workers = len(gradients)
     streams = make_streams(worker)
-    layer = torch.compile(layer_forward, dynamic=False) if compiled else layer_forward
+    layer, dtype = torch.compile(layer_forward, dynamic=False) if compiled else layer_forward, product_dtype()
     inner = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(inner[worker::workers], lr=lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    ]
+    optimizers: list[torch.optim.Optimizer] = [Muon(inner[worker::workers], lr=lr, weight_decay=0.1, dtype=dtype)]
     if worker == workers - 1:
         words = {"params": [model.model.embed_tokens.weight], "weight_decay": 0.1}
         others = {"params": [*vectors, *tutor.parameters()], "weight_decay": 0.0}
@@ -202,7 +201,7 @@ def _work(
     averages = dict.fromkeys([*(stream.name for stream in streams), "strengths", "breaks", "surprise"], 0.0)
     bar = tqdm(range(steps), desc="pre-training", unit="step", mininterval=5.0, disable=worker > 0)
     for step in bar:
-        losses = _gradient(model, tutor, streams, gradients[worker], layer)
+        losses = _gradient(model, tutor, streams, gradients[worker], layer, dtype)
         for name, value in zip(averages, losses, strict=True):
             averages[name] += (value - averages[name]) / min(step + 1, 50)
         barrier.wait()
@@ -226,20 +225,32 @@ def _rate(step: int, steps: int) -> float:
 
 
 def _gradient(
-    model: Qwen3ForCausalLM, tutor: Tutor, streams: list[Stream], gradient: torch.Tensor, layer: Callable
+    model: Qwen3ForCausalLM,
+    tutor: Tutor,
+    streams: list[Stream],
+    gradient: torch.Tensor,
+    layer: Callable,
+    dtype: torch.dtype,
 ) -> list[float]:
-    """Write the gradient on the next batches into `gradient`; returns the streams' losses, on what is replied or on the
-    texts where nothing is, and the tutor's: of the strengths, of what breaks sentences, and of the surprise.
+    """Write the gradient on the next batches into `gradient`; returns the streams' losses, on what is replied or, where
+    nothing is, on what the tutor has them predict, and the tutor's other losses: of the strengths, of what breaks
+    sentences, and of the surprise.
     """
     parameters = [*model.parameters(), *tutor.parameters()]
     _point(parameters, gradient.zero_())
     losses, strengths, breaks, surprise = [], 0.0, 0.0, 0.0
     for stream in streams:
         batch = next(stream.batches)
-        states = hidden_states(model, batch, stream.prefix, layer=layer)
-        said, read = token_loss(model, batch, states)
-        losses.append((said if batch.weights.any() else read).item())
-        loss = said + _READ * read
+        depth = len(model.model.layers) - 1 if stream.silent else None
+        states = hidden_states(model, batch, stream.prefix, dtype, layer, depth)
+        if stream.silent:
+            learned, compared = tutor.surprise_loss(model.lm_head.weight, batch, states)
+            surprise += compared.item()
+            loss = _PREDICT * learned + _COMPARE * compared
+        else:
+            learned, read = token_loss(model, batch, states)
+            loss = learned + _READ * read
+        losses.append(learned.item())
         if stream.grades is not None:
             loss = loss + _NEAR * grade_loss(model, batch, states, stream.grades)
         if (batch.strengths >= 0).any():
@@ -247,10 +258,6 @@ def _gradient(
             strengths += known.item()
             breaks += broken.item()
             loss = loss + _TEACH * known + _BREAK * broken
-        if stream.surprising:
-            predicted, compared = tutor.surprise_loss(model.lm_head.weight, batch, states)
-            surprise += compared.item()
-            loss = loss + _PREDICT * predicted + _COMPARE * compared
         loss.backward()
     return [*losses, strengths, breaks, surprise]
 

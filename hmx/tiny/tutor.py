@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from hmx.tiny.forward import States
 from hmx.tiny.rows import ABOUT, BROKEN, GARBLED, LABELS, WHOLE, Batch
 
-_PREDICTED, _COMPARED, _KNOWN = -4, -3, -2
-"""Of the states behind each layer: those in which the next token must be predicted, in which a token must have been
+_PREDICTED, _COMPARED, _KNOWN = 2, 3, 4
+"""Behind how many layers are the states in which the next token must be predicted, in which a token must have been
 compared with that prediction, and in which the strengths of sentences must be known.
 """
 _RARE, _FIRST = 10.0, 16.0

@@ -16,7 +16,8 @@ from hmx.judge.rubric import Rubric
 from hmx.prompts import encode_chat
 from hmx.tiny.build import Recipe, build, require_compiler, settle
 from hmx.tiny.corpus import Corpus, Example
-from hmx.tiny.forward import hidden_states, layer_forward
+from hmx.tiny.forward import hidden_states, layer_forward, product_dtype
+from hmx.tiny.muon import Muon, orthogonal
 from hmx.tiny.pretrain import Stream, grade_loss, make_model, token_loss, train
 from hmx.tiny.rows import WIDTH, Batch, Encoded, batches, encode, next_row, shared_prefix, stack
 from hmx.tiny.tries import Trier
@@ -67,6 +68,48 @@ def test_an_example_among_others_behind_a_prefix_is_what_it_would_be_alone() -> 
         own = slice(len(PREFIX), None)
         torch.testing.assert_close(together.last[place], alone.last_hidden_state[0, own], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(together.behind[-2][place], alone.hidden_states[-2][0, own], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("known", "dtype"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, torch.float32),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"neon": True, "bf16": True}, torch.bfloat16),
+        ({"neon": True, "bf16": False}, torch.float32),
+    ],
+)
+def test_matrices_are_multiplied_in_bf16_where_the_processor_has_it(monkeypatch, known, dtype) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    assert product_dtype() == dtype
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (24, 8), (8, 24)])
+def test_muon_in_bf16_is_that_of_pytorch(shape) -> None:
+    random = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.ones(shape)) for _ in range(2))
+    options = {"lr": 0.1, "weight_decay": 0.1}
+    optimizers = (
+        Muon([ours], dtype=torch.bfloat16, **options),
+        torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", **options),
+    )
+    for _ in range(3):
+        ours.grad = torch.randn(shape, generator=random)
+        theirs.grad = ours.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.equal(ours, theirs) and not torch.equal(ours, torch.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24)])
+def test_muon_moves_along_every_direction_alike(shape) -> None:
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    left, values, right = torch.linalg.svd(gradient, full_matrices=False)
+    stretched = left @ (values * torch.logspace(0, -1, len(values))).diag() @ right
+    moved = left.T @ orthogonal(stretched) @ right.T
+    assert all(0.6 < one < 1.25 for one in moved.diagonal())
+    torch.testing.assert_close(moved, moved.diagonal().diag(), atol=1e-4, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -299,7 +342,7 @@ def test_nothing_is_learned_to_say_of_the_words_that_are_tried() -> None:
     for some in (rows, plain):
         batch = stack([[row] for row in some], TOKENIZER.pad_token_id)
         states = hidden_states(model, batch, [], torch.float32)
-        losses = *token_loss(model, batch, states), *tutor.surprise_loss(model.lm_head.weight, batch, states)
+        losses = token_loss(model, batch, states)[1], *tutor.surprise_loss(model.lm_head.weight, batch, states)
         found.append([loss.item() for loss in losses])
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
@@ -377,16 +420,37 @@ def test_of_a_graded_text_is_learned_to_say_what_may_become_a_sentence() -> None
     assert found.item() == pytest.approx(wanted, rel=1e-4)
 
 
-def test_of_a_text_to_read_nothing_is_said_but_all_is_learned_that_the_judge_learns_of_it() -> None:
+def test_a_text_to_read_is_marked_as_the_judge_reads_it_and_nothing_is_said() -> None:
     example = next(Corpus(RUBRIC, [], 0).reader())
     row = encode(example, TOKENIZER, [])
     assert not any(row.weights)
     graded = encode(Corpus(RUBRIC, [], 0).grading("Why?", example.judged), TOKENIZER, PREFIX)
     assert [one for one in row.strengths if one >= 0] == [one for one in graded.strengths if one >= 0]
-    model = make_model(TOKENIZER, seed=1)
-    batch = packed([row])
-    said, read = token_loss(model, batch, hidden_states(model, batch, [], torch.float32))
-    assert said.item() == 0 and read.item() > 1
+
+
+def test_some_layers_compute_what_they_do_among_all() -> None:
+    model = make_model(TOKENIZER, seed=0)
+    batch = packed([encode(example, TOKENIZER, PREFIX) for example in GRADINGS[:2]])
+    every, some = (hidden_states(model, batch, PREFIX, torch.float32, depth=depth) for depth in (None, 4))
+    assert len(every.behind) == 6 and len(some.behind) == 5
+    assert all(map(torch.equal, some.behind, every.behind))
+
+
+def test_texts_that_are_only_read_go_through_all_layers_but_the_last_and_teach_these(monkeypatch) -> None:
+    model, run = make_model(TOKENIZER, seed=0), []
+
+    def counted(x, layer, *others):
+        run.append(layer)
+        return layer_forward(x, layer, *others)
+
+    monkeypatch.setattr("hmx.tiny.pretrain.layer_forward", counted)
+    before = [layer.mlp.up_proj.weight.detach().clone() for layer in model.model.layers]
+    train(model, texts_alone, steps=2, lr=1.0, workers=1)
+    assert run == [*model.model.layers[:4]] * 2
+    for layer, old in zip(model.model.layers, before, strict=True):
+        # Weight decay makes a matrix that learns nothing a little smaller, and leaves its direction.
+        same = F.cosine_similarity(layer.mlp.up_proj.weight.flatten(), old.flatten(), dim=0) > 0.99999
+        assert same == (layer is model.model.layers[4])
 
 
 def test_a_grade_costs_its_expected_distance_from_the_true_one_and_a_good_answer_most() -> None:
@@ -502,12 +566,16 @@ def test_training_is_the_same_each_time_and_a_second_workers_batches_count() -> 
     assert not any(map(torch.equal, first, trained(small_streams, 2)))
 
 
-def both_streams(worker: int) -> list[Stream]:
+def texts_alone(worker: int) -> list[Stream]:
     texts = batches(Corpus(RUBRIC, [], "texts").reader(), 1, TOKENIZER, [])
-    return [*small_streams(worker), Stream("texts", texts, [], surprising=True)]
+    return [Stream("texts", texts, [], silent=True)]
 
 
-def test_the_bar_names_the_losses_and_of_texts_without_a_reply_shows_that_of_reading_them(capfd) -> None:
+def both_streams(worker: int) -> list[Stream]:
+    return [*small_streams(worker), *texts_alone(worker)]
+
+
+def test_the_bar_names_the_losses_and_of_texts_without_a_reply_shows_that_of_predicting_them(capfd) -> None:
     train(make_model(TOKENIZER, seed=0), both_streams, steps=1, lr=1e-3, workers=1)
     shown = capfd.readouterr().err.split("losses: ")[-1]
     losses = dict(zip(*[iter(shown.strip(" ]\n").split())] * 2, strict=True))
@@ -516,22 +584,14 @@ def test_the_bar_names_the_losses_and_of_texts_without_a_reply_shows_that_of_rea
     assert 0.9 < float(losses["texts"]) / math.log(len(TOKENIZER)) < 1.1
 
 
-def plain_streams(worker: int) -> list[Stream]:
-    return [replace(stream, surprising=False) for stream in both_streams(worker)]
+def test_the_build_says_nothing_of_the_texts_that_are_only_read() -> None:
+    assert [stream.name for stream in Recipe(RUBRIC, [], TOKENIZER, 0)(0) if stream.silent] == ["texts"]
 
 
-def test_the_build_teaches_to_be_surprised_by_the_texts_that_are_only_read() -> None:
-    assert [stream.name for stream in Recipe(RUBRIC, [], TOKENIZER, 0)(0) if stream.surprising] == ["texts"]
-
-
-def test_who_is_taught_to_be_surprised_learns_something_else() -> None:
-    taught, untaught = trained(both_streams, 1), trained(plain_streams, 1)
-    assert not any(map(torch.equal, taught, untaught))
-
-
-def test_who_is_taught_what_breaks_a_sentence_learns_something_else(monkeypatch) -> None:
+@pytest.mark.parametrize("lesson", ["_PREDICT", "_COMPARE", "_BREAK"])
+def test_who_is_taught_what_surprises_and_what_breaks_a_sentence_learns_something_else(monkeypatch, lesson) -> None:
     taught = trained(both_streams, 1)
-    monkeypatch.setattr("hmx.tiny.pretrain._BREAK", 0.0)
+    monkeypatch.setattr(f"hmx.tiny.pretrain.{lesson}", 0.0)
     assert not any(map(torch.equal, taught, trained(both_streams, 1, time=2)))
 
 
