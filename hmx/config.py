@@ -158,9 +158,9 @@ class OptimizerConfig:
 class TrainConfig:
     """The course of training."""
 
-    epochs: int = key(10, least=1)
+    epochs: int = key(10, least=1, most=10_000)
     """Passes over the training questions."""
-    evaluations_per_epoch: int = key(2, least=1)
+    evaluations_per_epoch: int = key(2, least=1, most=1000)
     """Evaluations an epoch, with a checkpoint each; one more stands at step 0."""
     completions_per_evaluation: int = key(4, least=1)
     """Answers sampled to each held-out question in an evaluation."""

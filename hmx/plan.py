@@ -187,11 +187,10 @@ def describe(config: Config) -> str:
         f"Run         {config.run_folder}",
         f"Parameters  {typical.trainable:,} trainable (rank {config.lora.rank}) beside {typical.parameters:,} frozen "
         "ones",
-        f"Steps       {steps}: {config.train.epochs} epochs of {len(questions.train)} questions, "
-        f"{grpo.prompts_per_step} questions × "
-        f"{grpo.completions_per_prompt} answers a step",
-        f"Evaluations {len(evaluations)}, each {len(questions.held_out)} held-out questions × "
-        f"{config.train.completions_per_evaluation} answers, with a checkpoint",
+        f"Steps       {steps}: {_count(config.train.epochs, 'epoch')} of {_count(len(questions.train), 'question')}, "
+        f"{_count(grpo.prompts_per_step, 'question')} × {grpo.completions_per_prompt} answers a step",
+        f"Evaluations {len(evaluations)}, each {_count(len(questions.held_out), 'held-out question')} × "
+        f"{_count(config.train.completions_per_evaluation, 'answer')}, with a checkpoint",
         "",
         f"{'Memory, estimated':42}{f'answers of {min(TYPICAL_ANSWER, limit)}':>18}{f'at the limit, {limit}':>22}",
     ]
@@ -200,6 +199,10 @@ def describe(config: Config) -> str:
     for label, checkpointing in (("at the peak", False), ("at the peak with gradient checkpointing", True)):
         lines.append(f"  {label:40}{gib(typical.total(checkpointing)):>18}{gib(most.total(checkpointing)):>22}")
     return "\n".join(lines)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def gib(size: int) -> str:

@@ -120,6 +120,10 @@ def test_gradient_checkpointing_is_on_from_the_start_where_it_is_asked_for_or_ne
 def test_the_description_tells_steps_and_memory(monkeypatch):
     said = describe(load_config(CONFIGS / "qwen3-8b.toml"))
     assert "450: 10 epochs of 90 questions, 2 questions × 4 answers a step" in said
+    few = ["train.epochs=1", "grpo.prompts_per_step=1", "train.completions_per_evaluation=1"]
+    said = describe(load_config(CONFIGS / "qwen3-8b.toml", few))
+    assert "90: 1 epoch of 90 questions, 1 question × 4 answers a step" in said
+    assert "each 10 held-out questions × 1 answer, with a checkpoint" in said
     assert "43,646,976 trainable" in said and "at the limit, 128" in said
     with pytest.raises(UserError, match="leaves no room for an answer"):
         describe(load_config(CONFIGS / "qwen3-8b.toml", ["sampling.max_sequence_length=16"]))

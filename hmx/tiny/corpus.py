@@ -13,20 +13,14 @@ Three kinds, in the proportions in which `build` asks for them:
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hmx.judge.rubric import Rubric
 from hmx.tiny.damage import spoil
-from hmx.tiny.interview import answer, ask, level
+from hmx.tiny.interview import answer, ask, habitual, level
 from hmx.tiny.world import GRAMMAR, examine
 
-_SKEW = 3.0
-"""How much the interviewee prefers what stands first in a list: it has habits, and can learn them in time. The judge
-must know all ways to say things alike.
-"""
-_HABITS = 60
-"""How many of a list's alternatives the interviewee uses."""
 _FOUND = 0.1
 """Share of the judge's texts that were found in earlier runs, if there are any."""
 _NOISY, _MISHEARD = 0.4, 0.1
@@ -75,9 +69,8 @@ class Corpus:
         """Interviews."""
         while True:
             question, talk = ask(self._rng)
-            talk = replace(talk, skew=_SKEW, habits=_HABITS)
             asked = [{"role": "user", "content": self._noisy(question, _MISHEARD)}]
-            yield Example(asked, answer(talk, level(self._rng), self._rng), category=talk.category)
+            yield Example(asked, answer(habitual(talk), level(self._rng), self._rng), category=talk.category)
 
     def judge(self) -> Iterator[Example]:
         """Gradings."""

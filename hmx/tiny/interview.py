@@ -12,6 +12,12 @@ _LEVELS = (14, 13, 13, 12, 12, 10, 8, 7, 5, 4, 2)
 """How often the interviewee of the corpus is as warm as 0, 1, … 10: mostly detached, but every strength occurs, so
 that training can move it.
 """
+_SKEW = 3.0
+"""How much the interviewee prefers what stands first in a list: it has habits, and can learn them in time. The judge
+must know all ways to say things alike.
+"""
+_HABITS = 60
+"""How many of a list's alternatives the interviewee uses."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,11 @@ def ask(rng: random.Random) -> tuple[str, Talk]:
     text = " ".join(_PERSON.get(word, word) for word in words).replace(" ,", ",")
     talk = Talk(category, {name: phrase for name, phrase in phrases.items() if " ".join(phrase) in " ".join(words)})
     return text[:1].upper() + text[1:] + ("." if words[0] in ("tell", "describe") else "?"), talk
+
+
+def habitual(talk: Talk) -> Talk:
+    """The same conversation with the interviewee, who has habits."""
+    return replace(talk, skew=_SKEW, habits=_HABITS)
 
 
 def level(rng: random.Random) -> int:

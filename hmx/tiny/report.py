@@ -22,7 +22,7 @@ from hmx.tiny.capability import report_capability
 from hmx.tiny.damage import KINDS, ORDERS, spoil
 from hmx.tiny.figures import print_figure
 from hmx.tiny.grammar import Slot
-from hmx.tiny.interview import answer, ask
+from hmx.tiny.interview import answer, ask, habitual
 from hmx.tiny.world import CATEGORIES, GRAMMAR, examine, normalise
 
 _TEXTS = 3000
@@ -55,6 +55,8 @@ def _judge(judge: SelfJudge, questions: Questions, rng: random.Random) -> None:
     good = [answer(talk, rng.randint(0, 10), rng) for _, talk in asked]
     _compare("well-formed answers", judge, texts, good, (">= 0.97", "<= 0.3"))
     _compare("spoilt answers", judge, texts, [spoil(text, rng) for text in good], (">= 0.90", "<= 0.8"))
+    habits = [answer(habitual(talk), rng.randint(0, 10), rng) for _, talk in asked]
+    _compare("spoilt answers in the interviewee's manner", judge, texts, [spoil(text, rng) for text in habits])
     real = [rng.choice(_real(questions))[0] for _ in good]
     _compare("well-formed, the project's questions", judge, real, good, (">= 0.97", "<= 0.3"))
 

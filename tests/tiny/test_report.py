@@ -41,7 +41,9 @@ class Generous:
 def test_each_way_to_spoil_an_answer_has_its_line(monkeypatch, capsys) -> None:
     monkeypatch.setattr(report, "_TEXTS", 40)
     report._judge(Generous(), Questions.load(DATA / "questions.toml"), random.Random(0))
-    lines = capsys.readouterr().out.split("answers spoilt in one way")[1].splitlines()[1:]
+    before, after = capsys.readouterr().out.split("answers spoilt in one way")
+    assert before.count("judge against truth: 40 ") == 4 and "40 spoilt answers in the interviewee's manner" in before
+    lines = after.splitlines()[1:]
     assert [line[:40].strip().replace(" ", "_") for line in lines] == [kind.__name__ for kind in KINDS]
     assert lines[0].split() == ["empty", "7.50", "100%"]
 
