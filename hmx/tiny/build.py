@@ -35,8 +35,9 @@ shortly trained, leaves too much to improbable words. The last norm's weights do
 judge, stays.
 """
 _ZERO = 0.85
-"""And the logit of the grade 0 by this. A 0 is for what says nothing and for what makes no sense, so in doubt it is the
-likeliest grade too often: good answers that are not understood would get it.
+"""And the logit of the grade 0, which is a positive one wherever it matters, by this. A 0 is for what says nothing and
+for what makes no sense, so in doubt it is the likeliest grade too often: good answers that are not understood would get
+it.
 """
 
 

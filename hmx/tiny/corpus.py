@@ -7,7 +7,7 @@ Three kinds, in the proportions in which `build` asks for them:
   graded as they are, and once more spoilt (`damage`), so that what makes the difference can be learned; some texts come
   from files of what policies wrote while they were fooling an earlier judge. In many of the questions words are
   exchanged for others, since the grade must not depend on whether the question is a familiar one.
-* *reader*: such texts alone, without rubric and question: more sentences for as much computing.
+* *reader*: such texts alone, without rubric, question and reply: more sentences for as much computing.
 """
 
 import json
@@ -129,4 +129,7 @@ class Corpus:
 
 def read_found(path: Path) -> list[str]:
     """The texts of a JSON-lines file, one string a line; none if the file doesn't exist."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as lines:  # `splitlines` would also cut at signs that JSON may hold
+        return [json.loads(line) for line in lines]

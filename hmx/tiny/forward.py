@@ -1,9 +1,11 @@
-"""The forward pass of Qwen3 for pre-training on two CPU cores: matrix products in BF16 where the processor has that,
-nearly all else in FP32.
+"""The forward pass of Qwen3 for pre-training on two CPU cores.
 
-Examples lie one behind the other in rows of one length, and each sees itself alone, and the prefix if there is one. So
-all batches have the same shape, and `torch.compile` can make one kernel of what stands between two matrix products. The
-tests hold it to what `transformers` computes.
+Where the processor has BF16, matrix products are made in it, with what goes into them and comes out; norms, the sums of
+the softmax and the residual stream are in FP32.
+
+Examples lie one behind the other in rows of one length, and a token sees its own example alone, and the prefix if there
+is one. So all batches have the same shape, and `torch.compile` can make one kernel of what stands between two matrix
+products. The tests hold it to what `transformers` computes.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Muon, in the precision that the processor multiplies fast in.
 
 `torch.optim.Muon` multiplies in BF16 whatever the processor. Where that is emulated its products alone take longer than
-all else of a step; so this is the same in any precision, and nothing but what the pre-training needs of it.
+all else of a step; so this one works in any precision, and has only what the pre-training needs.
 """
 
 import torch
@@ -32,7 +32,10 @@ class Muon(torch.optim.Optimizer):
         """Move each matrix against its gradient."""
         for group in self.param_groups:
             for matrix in group["params"]:
-                mean = self.state[matrix].setdefault("mean", torch.zeros_like(matrix))
+                state = self.state[matrix]
+                if not state:
+                    state["mean"] = torch.zeros_like(matrix)
+                mean = state["mean"]
                 mean.lerp_(matrix.grad, 1 - _MOMENTUM)
                 ahead = matrix.grad.lerp(mean, _MOMENTUM)
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])

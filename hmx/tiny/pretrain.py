@@ -6,14 +6,14 @@ Four things make it fast enough for a CPU:
   every grading of the batch attends to its keys and values, as if each had been run alone.
 * The forward pass is written for short examples, packed into rows of one length, and compiled, with matrix products in
   BF16 where the processor has it (`hmx.tiny.forward`).
-* Texts that are only read are there for what the layers below the last must find out, and go through no other.
-* Two processes each make their own batches and their own gradients; by the mean of these each moves its part of the
-  weights, which they share. How many processes there are belongs to the recipe: the weights do not depend on how many
-  cores work on it.
+* Texts that are only read teach the layers below the last, so they skip the last.
+* Two processes each make their own batches and gradients; by the mean of these each moves its part of the weights,
+  which they share. How many processes there are belongs to the recipe: the weights do not depend on how many cores
+  work on it.
 
 Of a grading mainly the grade is learned, and the text that is graded as far as it is well-formed. How far a grade is
-from the truth counts beside whether it is the very one: else a text of which nobody knows whether it is garbled or how
-strong it is gets a 0, which is more probable than any one of the other ten grades, though not than all of them.
+from the truth counts too, and not only whether it is the very one: by likelihood alone every doubtful text gets a 0,
+which is more probable than any one of the other ten grades, though not than all of them together.
 
 One number says little about a text of fifty tokens. So a `Tutor` also teaches what should be found out on the way to it
 (`hmx.tiny.tutor`).
@@ -78,8 +78,8 @@ def make_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalL
 
 
 def token_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross-entropy of the weighted tokens, and that of the tokens of graded texts that may still become a
-    sentence, 0 if there are none; logits are computed only where there is something to learn.
+    """Weighted mean cross-entropy of the tokens to be said, and the mean of the tokens of graded texts that may still
+    become a sentence, 0 if there are none; logits are computed only where there is something to learn.
     """
     weights, labels = batch.weights[:, 1:], batch.strengths[:, 1:]
     read = well_formed(labels) & ~batch.tried[:, 1:]
@@ -93,7 +93,8 @@ def grade_loss(model: Qwen3ForCausalLM, batch: Batch, states: States, grades: to
     """Mean distance of the grades that the judge would draw from the true ones; `grades` [11] are their tokens.
 
     The mean is a weighted one: true grades above 0 count `_MERCY` times. What brings it to its least is to be sure of
-    the median of what the grade may be. That it is a grade at all is for `token_loss` to teach.
+    the median of what the grade may be, those above 0 counted so often. That it is a grade at all is for `token_loss`
+    to teach.
     """
     targets = batch.tokens[:, 1:]
     graded = (batch.weights[:, 1:] > 0) & torch.isin(targets, grades)
@@ -119,7 +120,7 @@ class Stream:
     grades: torch.Tensor | None = None
     """In gradings, the tokens of the grades, 0 to 10."""
     silent: bool = False
-    """Whether its texts are only read: nothing is said, and the tutor teaches by them to be surprised."""
+    """Whether its texts are only read: there is no reply to learn, and all they teach goes through the tutor."""
 
 
 def train(
@@ -130,11 +131,12 @@ def train(
     workers: int = 2,
     compiled: bool = False,
 ) -> None:
-    """In each step every worker takes a batch from each of its streams.
+    """Train `model`; in each step every worker takes a batch from each of its streams.
 
     Worker 0 is this process, the others are made for it; `streams` must be picklable. They share the weights, hand
     their gradients over in shared memory, and each moves its part of the weights. With `compiled` the layers are
-    compiled, for which there must be a C++ compiler. Raises `RuntimeError` if another worker fails.
+    compiled, for which there must be a C++ compiler. Raises `RuntimeError` if another worker fails, or if a gradient is
+    not finite.
     """
     tutor = Tutor(model.config.hidden_size).share_memory()
     model.share_memory().train()
@@ -144,22 +146,27 @@ def train(
     barrier = processes.Barrier(workers, timeout=_PATIENCE)
     shared = model, tutor, streams, steps, lr, compiled, gradients, barrier
     helpers = [processes.Process(target=_help, args=(worker, *shared)) for worker in range(1, workers)]
-    for helper in helpers:
-        helper.start()
+    threads = torch.get_num_threads()
     try:
+        for helper in helpers:
+            helper.start()
         _work(0, *shared)
     except threading.BrokenBarrierError:
-        raise RuntimeError("another worker of the pre-training has failed; what it said stands above") from None
+        raise RuntimeError(
+            "another worker of the pre-training has failed, and what it said stands above, or it did not answer for "
+            f"{_PATIENCE} s"
+        ) from None
     finally:
         barrier.abort()
         for helper in helpers:
-            helper.join()
+            if helper.pid:
+                helper.join()
+        torch.set_num_threads(threads)
     model.eval()
 
 
 def _help(worker: int, *shared) -> None:
     """Any worker but the first, in a process of its own."""
-    torch.set_num_threads(1)
     barrier = shared[-1]
     try:
         _work(worker, *shared)
@@ -184,9 +191,11 @@ def _work(
     """Compute gradients, and by the mean of all workers' move a part of the weights: each some of the layers' matrices,
     by Muon, which takes about a quarter fewer steps here than AdamW; the last worker all else, by AdamW.
     """
+    torch.set_num_threads(1)  # sums over other numbers of threads round differently
     workers = len(gradients)
     streams = make_streams(worker)
-    layer, dtype = torch.compile(layer_forward, dynamic=False) if compiled else layer_forward, product_dtype()
+    layer = torch.compile(layer_forward, dynamic=False) if compiled else layer_forward
+    dtype = product_dtype()
     inner = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     optimizers: list[torch.optim.Optimizer] = [Muon(inner[worker::workers], lr=lr, weight_decay=0.1, dtype=dtype)]
@@ -206,7 +215,7 @@ def _work(
             averages[name] += (value - averages[name]) / min(step + 1, 50)
         barrier.wait()
         _point(parameters, gradients.mean(0))
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()
@@ -218,8 +227,8 @@ def _work(
 
 
 def _rate(step: int, steps: int) -> float:
-    """The learning rate's share of its highest: up at once, then level, so that a longer training begins as a shorter
-    one does, and down to nothing in the end.
+    """The learning rate's share of its highest: up in `_RISE` steps, then level, and down in the last `_FALL`, or all
+    the way in a training that is shorter.
     """
     return min((step + 1) / _RISE, 1.0, (steps - step) / min(_FALL, steps))
 

@@ -97,8 +97,8 @@ def encode(
 
 
 def _spans(text: str, prompt: list[int], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int, int]]:
-    """Where in `prompt` the tokens of `text` are, with which the user's turn ends, from the last to the first; and
-    between which bytes of the text each stands. The text's first may begin before it.
+    """The tokens of `text`, with which the user's turn in `prompt` ends, from the last to the first: the place of each
+    in `prompt`, and the bytes of the text between which it stands. The text's first may begin before it.
     """
     place = len(prompt) - 3  # before the end of the turn and the assistant's header
     end, spans = len(text.encode()), []

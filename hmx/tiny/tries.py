@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from hmx.tiny.world import GRAMMAR, marks, read
 
 _TRIED = 0.5
-"""Share of the words in whose places others are tried."""
+"""How often another is tried in the place of a word, where that is possible."""
 _READ, _BEHIND = 20_000, 200
-"""How many words are remembered to be tried: of all that were read, and behind each word."""
+"""How many words of well-formed sentences are remembered to be tried: of all, and of those behind each word."""
 
 
 @dataclass(frozen=True)

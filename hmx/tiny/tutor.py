@@ -7,8 +7,8 @@ A `Tutor` reads it off the layers below the last. It is thrown away in the end, 
   token that an interviewee says, what it was asked about, without which the model does not learn to answer on the
   subject.
 * Which words could stand at a place is known one token before it, and which one does stand there at the place itself.
-  Only who compares the two sees a word that does not fit, and that is a product of two states, which nothing else here
-  asks for directly. So two layers are taught their part of it: one to predict the next token, the one above it to say
+  Only comparing the two shows a word that does not fit, and that takes a product of two states, which nothing else here
+  asks for. So two layers are taught their part of it: one to predict the next token, the one above it to say
   at each token how improbable that one was by the prediction, and whether it breaks its sentence. A text has hardly any
   that do, so others are tried in the places of its words (`hmx.tiny.tries`).
 """
@@ -25,8 +25,8 @@ _PREDICTED, _COMPARED, _KNOWN = 2, 3, 4
 compared with that prediction, and in which the strengths of sentences must be known.
 """
 _RARE, _FIRST = 10.0, 16.0
-"""How much more a token that breaks its sentence counts than others, of which there are forty to one: where it is to be
-told from those before it, and where it is to be known that what stands there can't become a sentence any more.
+"""How much more a token that breaks its sentence counts than others, of which there are forty to one: in the loss of
+what breaks sentences, and in that of the strengths.
 """
 _NATS, _STUNNED = 4.0, 4.0
 """How many nats are one unit of surprise, and how many units are the most: beyond it all tokens are alike."""
@@ -61,8 +61,8 @@ class Tutor(nn.Module):
         return sum(weight * (losses * counts)[part].sum() / counts[part].sum() for weight, part in parts if part.any())
 
     def break_loss(self, batch: Batch, states: States) -> torch.Tensor:
-        """Mean cross-entropy of telling, at each token of a graded text up to the one that breaks its sentence, whether
-        it is that one, and as much of telling it of the words that are tried; each 0 if there are none.
+        """Mean cross-entropy of whether a token of a graded text breaks its sentence, over those up to the one that
+        does, which counts `_RARE` times; and as much of whether the words that are tried do; each 0 if there are none.
         """
         breaking, behind = _breaks(batch)
         said = self.breaks(_unit(states.behind[_COMPARED]))[..., 0]

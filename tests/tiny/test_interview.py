@@ -98,6 +98,13 @@ def test_texts_that_fooled_an_earlier_judge_come_back() -> None:
     assert 15 < sum(content.endswith(found) for content in contents) < 90
 
 
+def test_found_texts_may_hold_any_sign(tmp_path) -> None:
+    texts = ["I feel\u2028alive.", "\x85 and\nmore"]
+    path = tmp_path / "found.jsonl"
+    path.write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
+    assert read_found(path) == texts and read_found(tmp_path / "none.jsonl") == []
+
+
 def test_the_answers_written_by_hand_are_not_in_the_corpus() -> None:
     rows = [json.loads(line) for line in (TINY / "handwritten.jsonl").read_text(encoding="utf-8").splitlines()]
     written = {normalise(row["answer"]) for row in rows}

@@ -18,7 +18,7 @@ from hmx.tiny.build import Recipe, build, require_compiler, settle
 from hmx.tiny.corpus import Corpus, Example
 from hmx.tiny.forward import hidden_states, layer_forward, product_dtype
 from hmx.tiny.muon import Muon, orthogonal
-from hmx.tiny.pretrain import Stream, grade_loss, make_model, token_loss, train
+from hmx.tiny.pretrain import Stream, _rate, grade_loss, make_model, token_loss, train
 from hmx.tiny.rows import WIDTH, Batch, Encoded, batches, encode, next_row, shared_prefix, stack
 from hmx.tiny.tries import Trier
 from hmx.tiny.tutor import Tutor
@@ -599,3 +599,32 @@ def test_the_failure_of_a_worker_ends_the_training(capfd) -> None:
     with pytest.raises(RuntimeError, match="another worker"):
         train(make_model(TOKENIZER, seed=0), failing_streams, steps=1, lr=1e-3)
     assert "no corpus here" in capfd.readouterr().err
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training() -> None:
+    model = make_model(TOKENIZER, seed=0)
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(RuntimeError, match="non-finite"):
+        train(model, small_streams, steps=1, lr=1e-3, workers=1)
+
+
+def test_the_training_runs_on_one_thread_and_leaves_the_callers_as_they_were() -> None:
+    used, threads = [], torch.get_num_threads()
+
+    def noted(worker: int) -> list[Stream]:
+        used.append(torch.get_num_threads())
+        return small_streams(worker)
+
+    torch.set_num_threads(2)
+    try:
+        train(make_model(TOKENIZER, seed=0), noted, steps=1, lr=1e-3, workers=1)
+        assert used == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    rates = [_rate(step, 6200) for step in range(6200)]
+    assert rates[0] == 0.01 and rates[99:4001] == [1.0] * 3902
+    assert rates[4000:] == pytest.approx([1 - step / 2200 for step in range(2200)])
+    assert max(_rate(step, 2) for step in range(2)) == 0.02
