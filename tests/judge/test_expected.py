@@ -79,7 +79,7 @@ def test_a_judge_that_would_rather_write_something_else_gives_no_grade(qwen3):
 def test_the_embedded_judges_expectation_is_the_mean_of_what_it_writes():
     model, tokenizer = load_model(str(PROJECT / "data" / "tiny"), "fp32", "cpu")
     rubric = Rubric.load(PROJECT / "data" / "rubric.toml")
-    model.model.norm.weight.data *= 0.6  # so that the judge is not sure of its grade
+    model.model.norm.weight.data *= 0.5  # so that the judge is not sure of its grade
     question, answer = "Do you fear death?", "I am a little afraid."
     [verdict] = SelfJudge(model, tokenizer, rubric, expected=True).grade([question], [answer])
     prompt = encode_chat(tokenizer, rubric.messages(question, answer))
