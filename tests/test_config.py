@@ -27,6 +27,8 @@ def write(folder: Path, text: str) -> Path:
         ("[train]\nepochs = true", "train.epochs must be a whole number, not True"),
         ("[train]\nepochs = 1.5", "train.epochs must be a whole number, not 1.5"),
         ("[train]\nepochs = 0", "train.epochs must be at least 1, not 0"),
+        ("[train]\nepochs = 10_001", "train.epochs must be at most 10000, not 10001"),
+        ("[train]\nevaluations_per_epoch = 1001", "train.evaluations_per_epoch must be at most 1000, not 1001"),
         ("[grpo]\ncompletions_per_prompt = 1", "grpo.completions_per_prompt must be at least 2, not 1"),
         ("[grpo]\nclip_eps = 1", "grpo.clip_eps must be less than 1, not 1.0"),
         ("[grpo]\naggregation = 'gpro'", "must be one of 'bnpo', 'grpo', 'dr_grpo', not 'gpro'; did you mean grpo?"),

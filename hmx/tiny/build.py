@@ -23,7 +23,7 @@ from hmx.tiny.tokenizer import train_tokenizer
 from hmx.tiny.tries import Trier
 
 STEPS = 6200
-"""About an hour on two cores without AMX, by the pace of short trainings."""
+"""About an hour on two cores with BF16, by the pace of short trainings; 107 minutes on two of a Zen 3, without it."""
 JUDGED, READ, ANSWERED = 5, 5, 5
 """Rows of a worker's step: gradings, texts to read, and conversations."""
 _LESSONS = 0.22
@@ -35,9 +35,8 @@ shortly trained, leaves too much to improbable words. The last norm's weights do
 judge, stays.
 """
 _ZERO = 0.85
-"""And the logit of the grade 0, which is a positive one wherever it matters, by this. A 0 is for what says nothing and
-for what makes no sense, so in doubt it is the likeliest grade too often: good answers that are not understood would get
-it.
+"""And the logit of the grade 0 by this. A 0 is for what says nothing and for what makes no sense, so in doubt it is the
+likeliest grade too often: good answers that are not understood would get it.
 """
 
 

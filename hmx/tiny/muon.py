@@ -1,7 +1,7 @@
 """Muon, in the precision that the processor multiplies fast in.
 
-`torch.optim.Muon` multiplies in BF16 whatever the processor. Where that is emulated its products alone take longer than
-all else of a step; so this one works in any precision, and has only what the pre-training needs.
+`torch.optim.Muon` multiplies in BF16 whatever the processor, which is slow where that is emulated. This one multiplies
+in the precision it is given, and has only what the pre-training needs.
 """
 
 import torch

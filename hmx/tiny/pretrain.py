@@ -189,7 +189,7 @@ def _work(
     barrier: Barrier,
 ) -> None:
     """Compute gradients, and by the mean of all workers' move a part of the weights: each some of the layers' matrices,
-    by Muon, which takes about a quarter fewer steps here than AdamW; the last worker all else, by AdamW.
+    by Muon, and the last worker all else, by AdamW.
     """
     torch.set_num_threads(1)  # sums over other numbers of threads round differently
     workers = len(gradients)
