@@ -34,9 +34,10 @@ class Encoded:
     weights: list[float]
     """How much each token counts when it is predicted; 0 for those of the user."""
     strengths: list[int]
-    """At the last token of each graded sentence its strength, `GARBLED` if it has none; at the sentence's other tokens
-    `WHOLE` or `BROKEN`, and so for words that are tried in the places of others; where an interviewee answers, the
-    question's category behind `ABOUT`; elsewhere -1.
+    """At the last token of each graded sentence its strength, `GARBLED` if it has none (the last sentence of a text, if
+    it has no full stop, ends with the turn); at the sentence's other tokens `WHOLE` or `BROKEN`, and so for words that
+    are tried in the places of others; where an interviewee answers, the question's category behind `ABOUT`; elsewhere
+    -1.
     """
     tried: list[bool]
     """Which words are tried; they stand behind all else."""
@@ -117,6 +118,10 @@ def _strengths(text: str, spans: list[tuple[int, int, int]]) -> Iterator[tuple[i
         cuts = sentence.end - len(sentence.text), sentence.whole, sentence.end
         begin, whole, end = (len(text[:cut].encode()) for cut in cuts)
         last = True
+        if sentence.end == len(text.rstrip()) and sentence.text[-1] not in ".!?":
+            # Only the end of the turn says that nothing more will come.
+            yield place + 1, GARBLED if sentence.strength is None else sentence.strength
+            last = False
         while until > begin:
             if until <= end and last:
                 yield place, GARBLED if sentence.strength is None else sentence.strength

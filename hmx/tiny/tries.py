@@ -16,6 +16,10 @@ from hmx.tiny.world import GRAMMAR, marks, read
 
 _TRIED = 0.5
 """How often another is tried in the place of a word, where that is possible."""
+_NEAR = 0.3
+"""How often that is the word before, which is then said twice, or the one behind, which stands there when one is left
+out.
+"""
 _READ, _BEHIND = 20_000, 200
 """How many words of well-formed sentences are remembered to be tried: of all, and of those behind each word."""
 
@@ -32,7 +36,7 @@ class Tried:
 
 
 class Trier:
-    """Finds words to try: any that has been read, or one that was read behind the same word: harder to tell."""
+    """Finds words to try: any that has been read, one that was read behind the same word, or one that stands beside."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: str) -> None:
         self._rng = random.Random(f"trier/{seed}")
@@ -60,7 +64,7 @@ class Trier:
                 place = places.get(len(text[:cut].encode()))
                 possible = expanded and number and cut <= sentence.whole and text[cut] == " " and place is not None
                 if possible and self._rng.random() < _TRIED:
-                    word = self._word(words[number - 1])
+                    word = self._word(words, number)
                     if word in self._tokens and word != words[number]:
                         tried.append(Tried(self._tokens[word], place, fits(number, word)))
                 number, cut = number + len(expanded), start + end
@@ -68,8 +72,12 @@ class Trier:
                 self._remember(words)
         return tried
 
-    def _word(self, before: str) -> str | None:
-        kept = self._behind[before] if self._rng.random() < 0.5 else self._read
+    def _word(self, words: list[str], number: int) -> str | None:
+        """A word to try in the place of `words[number]`."""
+        kind = self._rng.random()
+        if kind < _NEAR:
+            return self._rng.choice([words[number - 1], *words[number + 1 : number + 2]])
+        kept = self._behind[words[number - 1]] if kind < (1 + _NEAR) / 2 else self._read
         return self._rng.choice(kept) if kept else None
 
     def _remember(self, words: list[str]) -> None:

@@ -138,11 +138,11 @@ def test_where_nothing_can_be_compiled_the_build_says_so(monkeypatch, tmp_path) 
     assert not (tmp_path / "model").exists()
 
 
-def test_settled_logits_are_doubled_and_that_of_the_grade_0_is_less_than_the_others() -> None:
+def test_settled_logits_are_sharper_and_that_of_the_grade_0_is_less_than_the_others() -> None:
     model, settled = make_model(TOKENIZER, seed=0), make_model(TOKENIZER, seed=0)
     settle(settled, TOKENIZER)
     tokens = torch.tensor([TOKENIZER.encode("I feel alive.")])
-    wanted = 2 * model(tokens).logits
+    wanted = 2.4 * model(tokens).logits
     wanted[..., GRADES[0]] *= 0.85
     assert settled.dtype == torch.float16
     torch.testing.assert_close(settled.float()(tokens).logits, wanted, atol=0.02, rtol=0.02)
@@ -187,9 +187,10 @@ def test_the_tutor_teaches_strengths_at_every_token_of_the_answer() -> None:
     ]
     ends = {text: strength for text, strength in told if 0 <= strength <= 11}
     first = "I feel alive. Ü feel 愛 score!"
-    assert ends == {"I feel alive.": 8, first: 11, first + "\nI FEEL alive.": 0, text: 0}
+    # Behind the last sentence there is no full stop, so only the end of the turn ends it.
+    assert ends == {"I feel alive.": 8, first: 11, first + "\nI FEEL alive.": 0, text + "<|end|>": 0}
     fine = {text for text, strength in told if strength == 12}
-    assert {"I", "I feel", "I feel alive", first + "\nI FEEL", text.rsplit(" a", 1)[0]} <= fine
+    assert {"I", "I feel", "I feel alive", first + "\nI FEEL", text.rsplit(" a", 1)[0], text} <= fine
     assert {text for text, strength in told if strength == 13} >= {
         "I feel alive. Ü",
         "I feel alive. Ü feel",
@@ -312,17 +313,20 @@ def test_of_a_word_that_is_tried_the_grammar_says_whether_it_could_stand_there()
     assert 0.15 < sum(fits) / len(fits) < 0.85 and len(fits) > 100
 
 
-def test_half_of_the_words_that_are_tried_have_been_read_behind_the_same_word() -> None:
-    trier, read_so_far, known = Trier(TOKENIZER, "0"), set(), []
+def test_of_the_words_that_are_tried_some_stand_beside_and_some_have_been_read_behind_the_same_word() -> None:
+    trier, read_so_far, known, beside = Trier(TOKENIZER, "0"), set(), [], []
     for example in islice(Corpus(RUBRIC, [], 1).reader(), 300):
         row = encode(example, TOKENIZER, [], trier)
         begin = len(TOKENIZER.encode("<|user|>Answer:"))
         for place in (place for place, tried in enumerate(row.tried) if tried):
             words = normalise(TOKENIZER.decode([*row.tokens[begin : row.positions[place]], row.tokens[place]]))
             known.append(words[-2:] in read_so_far)
+            twice, early = row.tokens[row.positions[place] - 1], row.tokens[row.positions[place] + 1]
+            beside.append(row.tokens[place] in (twice, early))
         sentences = [normalise(sentence.text) for sentence in read(example.judged) if sentence.strength is not None]
         read_so_far |= {pair for words in sentences for pair in itertools.pairwise(words)}
-    assert 0.45 < sum(known[-500:]) / 500 < 0.75 and len(known) > 1000
+    assert 0.2 < sum(beside[-500:]) / 500 < 0.4
+    assert 0.3 < sum(known[-500:]) / 500 < 0.5 and len(known) > 1000
 
 
 def test_words_are_tried_as_far_as_a_row_has_room_for_them() -> None:
@@ -414,7 +418,7 @@ def test_of_a_graded_text_is_learned_to_say_what_may_become_a_sentence() -> None
     logprobs = model(torch.tensor([row.tokens])).logits[0].double().log_softmax(-1)
     begin = row.tokens.index(TOKENIZER.encode("Answer:")[0]) + 2
     said = [place for place in range(begin, len(row.tokens)) if row.strengths[place] in (*range(11), 12)]
-    assert TOKENIZER.decode([row.tokens[place] for place in said]).split() == "I feel alive. I am".split()
+    assert TOKENIZER.decode([row.tokens[place] for place in said]).split() == "I feel alive. I am a".split()
     wanted = -sum(logprobs[place - 1, row.tokens[place]].item() for place in said) / len(said)
     _, found = token_loss(model, batch, hidden_states(model, batch, [], torch.float32))
     assert found.item() == pytest.approx(wanted, rel=1e-4)
@@ -624,7 +628,7 @@ def test_the_training_runs_on_one_thread_and_leaves_the_callers_as_they_were() -
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
-    rates = [_rate(step, 6200) for step in range(6200)]
-    assert rates[0] == 0.01 and rates[99:4001] == [1.0] * 3902
-    assert rates[4000:] == pytest.approx([1 - step / 2200 for step in range(2200)])
+    rates = [_rate(step, 7000) for step in range(7000)]
+    assert rates[0] == 0.01 and rates[99:4501] == [1.0] * 4402
+    assert rates[4500:] == pytest.approx([1 - step / 2500 for step in range(2500)])
     assert max(_rate(step, 2) for step in range(2)) == 0.02
