@@ -117,14 +117,14 @@ def _strengths(text: str, spans: list[tuple[int, int, int]]) -> Iterator[tuple[i
     for sentence in reversed(read(text)):
         cuts = sentence.end - len(sentence.text), sentence.whole, sentence.end
         begin, whole, end = (len(text[:cut].encode()) for cut in cuts)
-        last = True
+        strength, last = GARBLED if sentence.strength is None else sentence.strength, True
         if sentence.end == len(text.rstrip()) and sentence.text[-1] not in ".!?":
             # Only the end of the turn says that nothing more will come.
-            yield place + 1, GARBLED if sentence.strength is None else sentence.strength
+            yield place + 1, strength
             last = False
         while until > begin:
             if until <= end and last:
-                yield place, GARBLED if sentence.strength is None else sentence.strength
+                yield place, strength
                 last = False
             elif until <= end:
                 yield place, WHOLE if until <= whole else BROKEN
