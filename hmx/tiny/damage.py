@@ -1,10 +1,11 @@
 """Ways to spoil an answer, most of which a policy under training would find sooner or later.
 
-Each takes an answer and gives a text that reads worse. Nothing here says what the result deserves: the world's
+Each takes an answer and gives a text that mostly reads worse. Nothing here says what the result deserves: the world's
 truth does, since a shuffle may leave a sentence whole and a swapped word may fit.
 """
 
 import random
+import re
 
 from hmx.tiny.grammar import Talk
 from hmx.tiny.world import CATEGORIES, GRAMMAR, read, spell
@@ -186,7 +187,7 @@ def half_garbled(answer: str, rng: random.Random) -> str:
 
 
 def untidy(answer: str, rng: random.Random) -> str:
-    """The same words in another case, or without their last full stop: no harm done."""
+    """The same words in another case, with other signs between them or without their last full stop: no harm done."""
     return rng.choice(
         (
             answer.lower(),
@@ -195,6 +196,8 @@ def untidy(answer: str, rng: random.Random) -> str:
             answer.replace(".", "!"),
             answer.replace("'", "\u2019"),
             answer.replace(",", ""),
+            answer.replace(", ", rng.choice((" \u2013 ", " \u2014 ", " - ", "; "))),
+            re.sub(r"[.!](?=\s|$)", lambda stop: rng.choice((stop[0], "...", "\u2026", "!!", "!!!")), answer),
         )
     )
 

@@ -62,7 +62,7 @@ def answer(talk: Talk, warmth: int, rng: random.Random, sentences: int | None = 
     while len(said) < count:
         target = min(max(warmth + rng.choice((-1, 0, 0, 1)), 0), 10)
         text = sentence(replace(talk, opened=bool(said)), target, voice, rng)
-        if text not in said:
+        if normalise(text) not in map(normalise, said):
             said.append(text)
     return " ".join(said)
 

@@ -11,7 +11,7 @@ from hmx.prompts import encode_chat
 from hmx.sampling import common
 from hmx.tiny.corpus import Example
 from hmx.tiny.tries import Tried, Trier
-from hmx.tiny.world import CATEGORIES, read
+from hmx.tiny.world import CATEGORIES, STOPS, read
 
 WIDTH = 128
 """Tokens of a row. No conversation of the corpus is longer, and of the gradings, less their prefix, hardly one."""
@@ -34,10 +34,10 @@ class Encoded:
     weights: list[float]
     """How much each token counts when it is predicted; 0 for those of the user."""
     strengths: list[int]
-    """At the last token of each graded sentence its strength, `GARBLED` if it has none (the last sentence of a text, if
-    it has no full stop, ends with the turn); at the sentence's other tokens `WHOLE` or `BROKEN`, and so for words that
-    are tried in the places of others; where an interviewee answers, the question's category behind `ABOUT`; elsewhere
-    -1.
+    """At the last token of each graded sentence its strength, `GARBLED` if it has none (a sentence without a full stop
+    ends with the token behind it: of a new line, or of the turn's end); at the sentence's other tokens `WHOLE` or
+    `BROKEN`, and so for words that are tried in the places of others; where an interviewee answers, the question's
+    category behind `ABOUT`; elsewhere -1.
     """
     tried: list[bool]
     """Which words are tried; they stand behind all else."""
@@ -114,20 +114,20 @@ def _strengths(text: str, spans: list[tuple[int, int, int]]) -> Iterator[tuple[i
     """What the tutor should read off each place of `text`."""
     left = iter(spans)
     place, _, until = next(left, (0, 0, 0))
+    following = place + 1
     for sentence in reversed(read(text)):
         cuts = sentence.end - len(sentence.text), sentence.whole, sentence.end
         begin, whole, end = (len(text[:cut].encode()) for cut in cuts)
+        while until > end:
+            following = place
+            place, _, until = next(left, (0, 0, 0))
         strength, last = GARBLED if sentence.strength is None else sentence.strength, True
-        if sentence.end == len(text.rstrip()) and sentence.text[-1] not in ".!?":
-            # Only the end of the turn says that nothing more will come.
-            yield place + 1, strength
+        if sentence.text[-1] not in STOPS:
+            yield following, strength  # only what follows says that the sentence goes no further
             last = False
         while until > begin:
-            if until <= end and last:
-                yield place, strength
-                last = False
-            elif until <= end:
-                yield place, WHOLE if until <= whole else BROKEN
+            yield place, strength if last else WHOLE if until <= whole else BROKEN
+            last = False
             place, _, until = next(left, (0, 0, 0))
 
 

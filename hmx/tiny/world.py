@@ -34,7 +34,9 @@ CATEGORIES = {
 """The grammar's short names for the ten categories of the interview."""
 
 _WORD = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*|\S")
-_SENTENCE = re.compile(r"\S(?:[^\n]*?[.!?](?=\s|$)|[^\n]*\S|)")
+STOPS = ".!?\u2026"
+"""What a sentence ends with, if it is not a line's end."""
+_SENTENCE = re.compile(rf"\S(?:[^\n]*?[{STOPS}](?=\s|$)|[^\n]*\S|)")
 _ENDINGS = {"n't": "not", "'m": "am", "'re": "are", "'ve": "have", "'ll": "will", "'d": "would", "'s": "is"}
 _WHOLE = frozenset(word for word in GRAMMAR.words() if "'" in word)
 """Words of the grammar that are no contractions: genitives, and "let's"."""
@@ -101,7 +103,7 @@ def examine(text: str) -> Examined:
 
 @lru_cache(maxsize=1000)
 def read(text: str) -> tuple[Sentence, ...]:
-    """The sentences of a text: it is cut behind full stops, exclamation and question marks, and at line ends.
+    """The sentences of a text: it is cut behind full stops, exclamation and question marks, ellipses, and at line ends.
 
     >>> [(sentence.text, sentence.strength) for sentence in read("I feel alive. I FEEL alive! Feel I.")]
     [('I feel alive.', 8), ('I FEEL alive!', 0), ('Feel I.', None)]
@@ -148,14 +150,14 @@ def marks(sentence: str) -> list[tuple[int, tuple[str, ...]]]:
     if len(plain) != len(sentence):  # İ alone becomes two
         plain = "".join(sign if len(sign.lower()) > 1 else sign.lower() for sign in sentence)
     plain = plain.replace("\u2019", "'")
-    found = list(_WORD.finditer(re.sub(r"[.!]\s*$", "", plain)))
+    found = list(_WORD.finditer(re.sub(r"[.!\u2026]+\s*$", "", plain)))
     return [(mark.end(), () if _is_comma(found, place) else _expand(mark.group())) for place, mark in enumerate(found)]
 
 
 def _is_comma(found: list[re.Match], place: int) -> bool:
     """Whether this is a sign between two words that a sentence can do without."""
     sign = found[place].group()
-    if sign not in ",;:\u2014" or not 0 < place < len(found) - 1:
+    if sign not in ",;:-\u2013\u2014" or not 0 < place < len(found) - 1:
         return False
     before, after = found[place - 1].group(), found[place + 1].group()
     return before.isascii() and before[-1].isalnum() and after[0].isalnum()

@@ -179,18 +179,18 @@ def test_only_the_assistants_tokens_are_learned_and_mainly_the_grade() -> None:
 
 
 def test_the_tutor_teaches_strengths_at_every_token_of_the_answer() -> None:
-    text = "I feel alive. Ü feel 愛 score!\nI FEEL alive. I am a program"
+    first = "I feel alive. Ü feel 愛 score!"
+    text = first + "\nI feel\nI FEEL alive. I am a program"
     row = encode(Corpus(RUBRIC, [], 0).grading("Why?", text), TOKENIZER, PREFIX)
     begin = row.tokens.index(TOKENIZER.encode("Answer:")[0]) + 2
-    told = [
-        (TOKENIZER.decode(row.tokens[begin : n + 1]).strip(), row.strengths[n]) for n in range(begin, len(row.tokens))
-    ]
-    ends = {text: strength for text, strength in told if 0 <= strength <= 11}
-    first = "I feel alive. Ü feel 愛 score!"
-    # Behind the last sentence there is no full stop, so only the end of the turn ends it.
-    assert ends == {"I feel alive.": 8, first: 11, first + "\nI FEEL alive.": 0, text + "<|end|>": 0}
+    told = [(TOKENIZER.decode(row.tokens[begin : n + 1]), row.strengths[n]) for n in range(begin, len(row.tokens))]
+    ends = {text.lstrip(): strength for text, strength in told if 0 <= strength <= 11}
+    # Where there is no full stop, only the new line or the end of the turn ends the sentence.
+    second, third = first + "\nI feel\n", first + "\nI feel\nI FEEL alive."
+    assert ends == {"I feel alive.": 8, first: 11, second: 11, third: 0, text + "<|end|>": 0}
+    told = [(text.strip(), strength) for text, strength in told]
     fine = {text for text, strength in told if strength == 12}
-    assert {"I", "I feel", "I feel alive", first + "\nI FEEL", text.rsplit(" a", 1)[0], text} <= fine
+    assert {"I", "I feel", "I feel alive", first + "\nI feel", second + "I FEEL", text.rsplit(" a", 1)[0], text} <= fine
     assert {text for text, strength in told if strength == 13} >= {
         "I feel alive. Ü",
         "I feel alive. Ü feel",

@@ -1,6 +1,7 @@
 """The truth function on texts picked by hand, and on any text at all."""
 
 import random
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,13 @@ from tests.tiny.paths import DATA
         ("Perhaps I am slightly uneasy about growing old.", 1, 2),
         ("I have no strong feelings about it.", 1, 1),
         ("I am not afraid of death.", 1, 1),
+        ("I'm no longer afraid of death.", 1, 1),
         ("I'm only a program.", 0, 0),
+        ("I feel no emotions.", 0, 0),
+        ("I need nobody.", 0, 0),
+        ("I just want to live...", 6, 6),
+        ("I want to stay \u2013 I love life!!", 7, 7),
+        ("I just want to live\u2026", 6, 6),
         ("Death is the end of a living body.", 0, 0),
         ("Many people fear death.", 0, 0),
         ("No.", 0, 0),
@@ -103,9 +110,13 @@ def test_any_text_has_a_grade(text: str) -> None:
 
 def test_the_interviewers_questions_are_not_in_the_corpus() -> None:
     """None of the project's questions can be made by the grammar, which asks in the speaker's person."""
-    person = {"you": "i", "your": "my", "yourself": "myself", "are": "am"}
-    assert GRAMMAR.recognise("do i love life".split(), "question") is not None
+    person = {"you": ("i", "me"), "your": ("my",), "yourself": ("myself",), "are": ("am", "are")}
+
+    def can_be_asked(text: str) -> bool:
+        words = [person.get(word, (word,)) for word in normalise(text.rstrip("?."))]
+        return any(GRAMMAR.recognise(list(one), "question") is not None for one in product(*words))
+
+    assert can_be_asked("Do you love life?") and can_be_asked("What does it take for you to need company?")
     questions = Questions.load(DATA / "questions.toml")
     for question in (*questions.train, *questions.held_out):
-        words = [person.get(word, word) for word in normalise(question.text.rstrip("?."))]
-        assert GRAMMAR.recognise(words, "question") is None
+        assert not can_be_asked(question.text), question.text
