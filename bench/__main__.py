@@ -1,4 +1,4 @@
-"""The whole set for a device, with sizes that fit its speed: python -m bench"""
+"""The whole set for a device, with sizes that fit its speed, what matters most first: python -m bench"""
 
 import argparse
 import importlib.util
@@ -33,23 +33,23 @@ SETS = {
     ),
     "cuda": (
         "step --model qwen3-0.6b --fixed-length 128 --rounds 4 --warmup 1",
-        "step --model qwen3-4b --fixed-length 128 --rounds 2 --warmup 1 --checkpointing",
-        "generate --model qwen3-0.6b --tokens 128 --rounds 3 --warmup 1",
-        "generate --model qwen3-0.6b --tokens 128 --rounds 3 --warmup 2 --batches 8 --cache static",
-        "generate --model qwen3-8b --tokens 64 --batches 1 8 40 --rounds 2 --warmup 1",
-        "judge --model qwen3-0.6b --rounds 3 --warmup 1",
-        "train --model qwen3-0.6b --lengths 128 512 1024 --rounds 2 --warmup 1",
-        "train --model qwen3-8b --lengths 128 1024 --rounds 1 --warmup 1 --checkpointing",
+        "generate --model qwen3-0.6b --tokens 128 --batches 1 8 40 --rounds 3 --warmup 1",
+        "generate --model qwen3-8b --tokens 64 --batches 8 --rounds 2 --warmup 1",
         "memory --model qwen3-8b --cap 24 --warmup 0",
         "memory --model llama-3.2-3b --cap 16 --warmup 0 --no-evaluation",
         "memory --model gemma-2-2b --cap 16 --warmup 0 --no-evaluation",
-        "growth --model qwen3-0.6b --lengths 32 64 128 --groups 4 8 --models qwen3-4b qwen3-8b --rounds 1 --warmup 1",
-        "evaluation --model qwen3-0.6b --contexts 20 --replies 40 --rounds 1 --warmup 1",
+        "judge --model qwen3-0.6b --rounds 3 --warmup 1",
+        "train --model qwen3-0.6b --lengths 128 1024 --rounds 2 --warmup 1",
         "study --model qwen3-0.6b --rounds 1 --warmup 1",
-        "study --model gemma-2-2b --rounds 1 --warmup 1",
-        "study --model llama-3.2-3b --rounds 1 --warmup 1",
-        "study --model qwen3-4b --rounds 1 --warmup 1",
         "study --model qwen3-8b --rounds 1 --warmup 1",
+        "growth --model qwen3-0.6b --lengths 32 64 128 --groups 4 8 --models qwen3-4b --rounds 1 --warmup 1",
+        "evaluation --model qwen3-0.6b --contexts 20 --replies 40 --rounds 1 --warmup 1",
+        "study --model qwen3-4b --rounds 1 --warmup 1",
+        "study --model llama-3.2-3b --rounds 1 --warmup 1",
+        "study --model gemma-2-2b --rounds 1 --warmup 1",
+        "step --model qwen3-4b --fixed-length 128 --rounds 2 --warmup 1 --checkpointing",
+        "train --model qwen3-8b --lengths 128 1024 --rounds 1 --warmup 1 --checkpointing",
+        "generate --model qwen3-0.6b --tokens 128 --rounds 3 --warmup 2 --batches 8 --cache static",
     ),
 }
 """The commands of each device, less what all share."""
@@ -79,6 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=SETS, default="cpu", help="default: cpu")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="such as: step generate")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="default: bench/results")
+    parser.add_argument(
+        "--within", type=float, metavar="MINUTES", help="stop what still runs then; what was finished before is kept"
+    )
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     given = parser.parse_args(arguments)
     names = sorted({command.split()[0] for command in SETS[given.device]})
@@ -89,24 +92,32 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(f"python -m bench.{one} --device {given.device}" for one in chosen))
         return 0
     start = time.perf_counter()
-    outcomes = [carry_out(command, given.device, given.results) for command in chosen]
+    end = start + 60 * given.within if given.within is not None else None
+    outcomes = [carry_out(command, given.device, given.results, end) for command in chosen]
     took = [[one.command, "–" if one.seconds is None else f"{one.seconds:.0f}", one.said] for one in outcomes]
     print("\n" + table(["command", "seconds", ""], [*took, ["all", f"{time.perf_counter() - start:.0f}", ""]]))
     return 1 if any(one.said.startswith("failed") for one in outcomes) else 0
 
 
-def carry_out(command: str, device: str, results: Path) -> Outcome:
-    """Run one command in a fresh process, or leave it out for want of a package."""
+def carry_out(command: str, device: str, results: Path, end: float | None = None) -> Outcome:
+    """Run one command in a fresh process, or leave it out for want of a package or of time; at `end`, on the clock of
+    `time.perf_counter`, it is stopped.
+    """
     name, *options = command.split()
     missing = [package for package in NEEDS.get(name, ()) if importlib.util.find_spec(package) is None]
     if missing and name == "evaluation":
         return Outcome(command, None, f"left out: {missing[0]} is not installed")
     if missing:
         options.append("--ours-only")
+    start = time.perf_counter()
+    if end is not None and start >= end:
+        return Outcome(command, None, "left out: no time left")
     whole = [sys.executable, "-m", f"bench.{name}", *options, "--device", device, "--results", str(results.resolve())]
     print(f"\n$ python {shlex.join(whole[1:-2])}", flush=True)
-    start = time.perf_counter()
-    status = subprocess.run(whole, cwd=PROJECT).returncode
+    try:
+        status = subprocess.run(whole, cwd=PROJECT, timeout=None if end is None else end - start).returncode
+    except subprocess.TimeoutExpired:
+        return Outcome(command, time.perf_counter() - start, "stopped: no time left")
     said = f"failed with status {status}" if status else ""
     if missing and not status:
         said = f"ours only: {missing[0]} is not installed"

@@ -18,7 +18,8 @@ def main(arguments: list[str] | None = None) -> None:
         "memory",
         "Runs real optimizer steps, and an evaluation of 40 answers, on a GPU of which the process may take only --cap "
         "GiB, with every answer --length tokens long, under the settings of the model's own config. Says whether they "
-        "fit, and the peak beside the estimate of train.py --dry-run.",
+        "fit, if need be with the fallbacks of a real run; and the peak when all is run once more, beside the estimate "
+        "of train.py --dry-run.",
         rounds=1,
         epilog="For example: --device cuda --model qwen3-8b --cap 24, or --model gemma-2-2b --cap 16. The cap includes "
         "what CUDA takes outside of PyTorch's allocator at the start; the last column is what it all came to. Only a "
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError("This needs a GPU and --device cuda: a CPU's memory has no cap to set.")
     prepare(given)
     result = measure(given)
+    print(f"Gradient checkpointing {'on' if result['checkpointing'] else 'off'}.")
     bytes_of = (result["peak"], result["estimate"], result["reserved"] + result["outside"])
     row = [*(result[part] or "–" for part in ("step", "evaluation")), *map(gib, bytes_of)]
     head = [f"{given.model}, answers of {given.length}", "step", "evaluation", "peak", "estimate", "with CUDA's own"]
@@ -40,7 +42,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(given) -> dict:
-    """Whether steps and an evaluation run within the cap, and the peak of what PyTorch's allocator held."""
+    """Whether steps and an evaluation run within the cap, and the peak of what PyTorch's allocator holds when they do
+    so again: by then every fallback that they need is in place, and what loading left behind has been given back. The
+    estimate takes all answers of an evaluation to be made at once.
+    """
     torch.zeros(1, device="cuda")
     outside, total = _outside(), torch.cuda.mem_get_info()[1]
     torch.cuda.set_per_process_memory_fraction(min(1.0, (given.cap * 2**30 - outside) / total))
@@ -53,12 +58,21 @@ def measure(given) -> dict:
         for n in range(1, given.warmup + given.rounds + 1):
             our_step(trainer, laps, n)
 
+    def evaluate() -> None:
+        trainer.evaluate(0, 0)
+
     step = _within(steps)
-    evaluation = None if given.no_evaluation else _within(lambda: trainer.evaluate(0, 0))
+    evaluation = None if given.no_evaluation else _within(evaluate)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    _within(steps)
+    if evaluation:
+        _within(evaluate)
     answers = 0 if given.no_evaluation else len(trainer.questions.held_out) * config.train.completions_per_evaluation
     return {
         "step": step,
         "evaluation": evaluation,
+        "checkpointing": trainer.checkpointing,
         "outside": _outside(),  # more than at the start, where the cap was set: kernels are loaded when first used
         "peak": torch.cuda.max_memory_allocated(),
         "reserved": torch.cuda.max_memory_reserved(),

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 BLOCK = 128
-"""A cache grows to a multiple of so many slots."""
+"""A cache grows to a multiple of so many slots, or to all that there will be if those are hardly more."""
 
 
 class Cache:
@@ -32,7 +32,8 @@ class Cache:
         `most`.
         """
         if slots > (room := self.keys[0].shape[2]):
-            more = min(-(-slots // BLOCK) * BLOCK, most) - room
+            whole = -(-slots // BLOCK) * BLOCK
+            more = (most if most <= whole + BLOCK // 2 else whole) - room
             for buffers in (self.keys, self.values):
                 for i, buffer in enumerate(buffers):  # one after the other: never the whole cache twice
                     buffers[i] = F.pad(buffer, (0, 0, 0, more))

@@ -16,7 +16,7 @@ from hmx.decoding import Decoding
 from hmx.memory import say
 
 RECORD_AFTER = 3
-"""Steps of a shape before it is recorded: recording costs about as much as two, and a judge's reply is short."""
+"""Steps of a shape before one is recorded: recording costs about as much as two, and a judge's reply is short."""
 
 enabled = True
 """Benchmarks switch this off, and so does a recording that fails."""
@@ -49,16 +49,15 @@ class StaticDecoding(Decoding):
         if self.cache.length == self.cache.keys[0].shape[2]:
             self.cache.reserve(self.cache.length + 1, self.most)
             self._renew()
+        if self.graph is None and self.steps == RECORD_AFTER:
+            self._record()
         self.token.copy_(token)
         if self.graph is not None:
             self.graph.replay()
             self.cache.length += 1
             return self.recorded
-        logits = self._advance()
         self.steps += 1
-        if self.steps == RECORD_AFTER:
-            self._record()
-        return logits
+        return self._advance()
 
     def select(self, rows: torch.Tensor) -> None:
         """Go on with these rows, in this order; a row may be repeated."""

@@ -45,8 +45,8 @@ class Estimate:
     sampling: int
     """Keys and values of the answers of a step or an evaluation at their longest, and one token's probabilities."""
     judging: int
-    """The same for the judge, who reads the rubric, the question and the answer, and writes its reply; and the scores
-    of the layer that reads, where attention is written out.
+    """The same for the judge, who reads the rubric, the question and the answer, and writes its reply; and what the
+    layer that reads computes on the way: its MLP or, where attention is written out and they are more, its scores.
     """
     activations: int
     """What the training pass of one micro-batch keeps for its way back."""
@@ -106,13 +106,15 @@ def estimate(config: Config, prompt: int, completion: int, evaluated: int = 0) -
     # sees, by head: before and behind the soft cap, their softmax in FP32, and that rounded.
     written_out = attention_for(shapes) == "eager"
     scores = heads * (prompt + completion) * judged * (3 * dtype.itemsize + 4) if written_out else 0
+    # And its MLP has gate and up, the activation and their product, and the norm before it, part of which is in FP32.
+    mlp = (prompt + completion) * (4 * shapes.intermediate_size * dtype.itemsize + 16 * shapes.hidden_size)
     return Estimate(
         parameters=parameters,
         trainable=trainable,
         weights=parameters * dtype.itemsize,
         adapter=4 * 4 * trainable,
         sampling=max(answers, evaluated) * ((prompt + completion) * cache + row),
-        judging=max(answers, evaluated) * ((judged + config.judge.max_new_tokens) * cache + row + scores),
+        judging=max(answers, evaluated) * ((judged + config.judge.max_new_tokens) * cache + row + max(mlp, scores)),
         activations=kept,
         checkpointed=shapes.num_hidden_layers * inputs + kept // shapes.num_hidden_layers,
         logits=3 * 4 * min(256, rows * completion) * shapes.vocab_size,

@@ -11,6 +11,7 @@ Notation: `B` rows, `T` completion tokens (the longest row's), `V` vocabulary.
 """
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ DROP_BELOW = 0.75
 """When no more than this share of the rows that are computed is still unfinished, the finished ones are dropped: often
 enough to save their work, seldom enough to copy the cache a few times only.
 """
+POLL = defaultdict(lambda: 16, cpu=1)
+"""By device, at which of the steps it is asked how many rows have ended: a GPU that is asked makes us wait for it."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def generate(
     finite = torch.ones((), dtype=torch.bool, device=device)
     limit = torch.tensor(limits, device=device).repeat_interleave(repeats)  # [B]
     sizes = [(len(prompt), most) for prompt, most in zip(prompts, limits, strict=True)]
-    poll = 1 if device.type == "cpu" else 16  # asking a GPU whether all rows have ended makes it wait for us
+    poll = 1 if stop else POLL[device.type]  # for `stop` the tokens are fetched at every step as it is
 
     def begin(count: int) -> _Batch:
         """Read the next `count` prompts, each with the guess behind it."""

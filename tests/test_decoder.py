@@ -275,6 +275,16 @@ def test_a_cache_that_grows_block_by_block(monkeypatch):
     assert fast.rows() == slow.rows()
 
 
+def test_a_cache_grows_by_blocks_and_to_all_there_will_be_if_that_is_hardly_more(monkeypatch):
+    monkeypatch.setattr(cache, "BLOCK", 4)
+    rooms = []
+    for most in (6, 7, 11):
+        one = cache.Cache([torch.zeros(1, 1, 2, 1)], [torch.zeros(1, 1, 2, 1)], 2)
+        one.reserve(3, most)
+        rooms.append(one.keys[0].shape[2])
+    assert rooms == [6, 4, 4]
+
+
 # ---- what it does to the model, and what it leaves alone
 
 

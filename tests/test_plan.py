@@ -56,7 +56,9 @@ def test_the_parts_of_the_estimate_counted_by_hand():
     probabilities = 151_936 * (2 + 4 + 8 + 8)  # FP16 logits, softmax in FP32 and FP64, cumulative sum
     assert found.sampling == 8 * (2 * 28 * kv * (64 + 256) * 2 + probabilities)
     rubric = len(Rubric.load(config.judge.prompt_file).prompt) // 3
-    assert found.judging == 8 * (2 * 28 * kv * (64 + 256 + rubric + 64) * 2 + probabilities)
+    # Gate, up, activation and product in FP16; residual and MLP's result in FP16, a norm in FP32 twice and FP16 twice.
+    reading = (64 + 256) * (4 * mlp * 2 + hidden * (2 * 2 + 2 * 4 + 2 * 2))
+    assert found.judging == 8 * (2 * 28 * kv * (64 + 256 + rubric + 64) * 2 + probabilities + reading)
     assert found.total(False) == found.weights + found.adapter + found.activations + found.logits
     assert found.total(True) == found.weights + found.adapter + max(found.judging, found.checkpointed + found.logits)
 
@@ -64,9 +66,12 @@ def test_the_parts_of_the_estimate_counted_by_hand():
 def test_attention_that_is_written_out_needs_room_for_its_scores_while_the_judge_reads():
     config = load_config(CONFIGS / "gemma-2-2b.toml")
     rubric = len(Rubric.load(config.judge.prompt_file).prompt) // 3
-    scores = 8 * (64 + 256) * (64 + 256 + rubric) * (2 + 2 + 4 + 2)  # heads, queries, keys, bytes in FP16
+    scores = 8 * (64 + 2000) * (64 + 2000 + rubric) * (2 + 2 + 4 + 2)  # heads, queries, keys, bytes in FP16
     probabilities, kv = 256_000 * (2 + 4 + 8 + 8), 4 * 256
-    expected = 40 * (2 * 26 * kv * (64 + 256 + rubric + 64) * 2 + probabilities + scores)
+    expected = 40 * (2 * 26 * kv * (64 + 2000 + rubric + 64) * 2 + probabilities + scores)
+    assert estimate(config, 64, 2000, evaluated=40).judging == expected
+    mlp = (64 + 256) * (4 * 9216 * 2 + 16 * 2304)  # of short answers the scores are fewer than what the MLP computes
+    expected = 40 * (2 * 26 * kv * (64 + 256 + rubric + 64) * 2 + probabilities + mlp)
     assert estimate(config, 64, 256, evaluated=40).judging == expected
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from transformers import MistralConfig, MistralForCausalLM
 
+from hmx import sampling
 from hmx.decoder import positions
 from hmx.decoding import Decoding
 from hmx.errors import UserError
@@ -205,6 +206,26 @@ def test_generation_ends_with_its_last_row():
     model = counting()
     sample(model, [[1], [3]], end_ids=[5], max_new_tokens=50)
     assert len(model.calls) == 4  # a prefill for the first token, and one step for each of the other three
+
+
+def test_however_seldom_it_is_asked_whether_rows_have_ended_the_completions_are_the_same(qwen3, monkeypatch):
+    prompts = models.random_prompts([5, 3, 8], len(qwen3.tokenizer))
+    often = sample(qwen3.model, prompts, max_new_tokens=40, end_ids=range(0, len(qwen3.tokenizer), 9))
+    monkeypatch.setattr(sampling, "POLL", {"cpu": 16})
+    seldom = sample(qwen3.model, prompts, max_new_tokens=40, end_ids=range(0, len(qwen3.tokenizer), 9))
+    assert torch.equal(often.tokens, seldom.tokens) and torch.equal(often.mask, seldom.mask)
+    assert max(map(len, often.rows())) > 1 and not often.truncated.any()
+
+
+def test_where_seldom_is_asked_no_step_follows_the_last_that_stop_ended(monkeypatch):
+    monkeypatch.setattr(sampling, "POLL", {"cpu": 16})
+    model = counting()
+    result = sample(model, [[1], [2]], max_new_tokens=15, stop=lambda row, tokens: tokens[-1] == 3)
+    assert result.rows() == [[2, 3], [3]]
+    assert len(model.calls) == 2  # a prefill and one step
+    model = counting()
+    sample(model, [[1], [2]], max_new_tokens=15, end_ids=[3])
+    assert len(model.calls) == 15  # nobody asked
 
 
 def test_nothing_is_taken_from_the_models_own_generation_config(qwen3):

@@ -70,7 +70,10 @@ class Packed:
         seen = (self.group[:, None] == self.group) & ((self.row == -1) | (self.row[:, None] == self.row)) & (back >= 0)
         if window is not None:
             seen &= back < window
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)[None, None]
+        # A GPU's kernels want lines that begin at multiples of 16 numbers, and would copy the mask in every layer.
+        N = len(seen)
+        bias = torch.zeros(N, -(-N // 16) * 16, dtype=dtype, device=seen.device)[:, :N]
+        return bias.masked_fill_(~seen, -torch.inf)[None, None]
 
     def hidden(self, model) -> torch.Tensor:
         """The last hidden states [M, hidden] that predict the completion tokens."""

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,15 @@ def test_what_is_not_installed_is_left_out_and_said(tmp_path, monkeypatch, capsy
     outcome = whole.carry_out("step --rounds 1 --warmup 0 --fixed-length 2", "cpu", tmp_path)
     assert outcome.seconds > 0 and outcome.said == "ours only: no_such_package is not installed"
     assert [file.name for file in tmp_path.iterdir()][0].startswith("step-tiny-2tok-cpu")
+
+
+def test_what_there_is_no_time_for_is_stopped_or_left_out(tmp_path):
+    now = time.perf_counter()
+    outcome = whole.carry_out("judge --model tiny", "cpu", tmp_path, now + 0.01)  # Python alone takes longer to start
+    assert outcome.seconds > 0 and outcome.said == "stopped: no time left"
+    outcome = whole.carry_out("judge --model tiny", "cpu", tmp_path, now)
+    assert outcome.seconds is None and outcome.said == "left out: no time left"
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_set_says_which_benchmarks_there_are(capsys):

@@ -57,6 +57,7 @@ def test_who_sees_whom(window):
             before = packed.positions[j] <= packed.positions[i]
             near = window is None or packed.positions[j] > packed.positions[i] - window
             assert seen[i, j] == bool(mine and before and near), (i, j)
+    assert packed.bias(window, torch.float32).stride(2) % 16 == 0  # as a GPU's kernels want it
 
 
 def test_prompts_are_shared_by_what_they_hold_not_by_what_fills_the_padding():
