@@ -31,8 +31,8 @@ _LESSONS = 0.22
 LEARNING_RATE = 5e-3
 _SHARPEN = 2.4
 """All logits are multiplied by this in the end, so that temperature 1 is what 1 / 2.4 was: so small a model, so
-shortly trained, leaves too much to improbable words. The last norm's weights do it; what is most probable, and so the
-judge, stays.
+shortly trained, leaves too much to improbable words. The last norm's weights do it; what is most probable stays, and
+with it the grades that the judge takes, which are the most probable ones.
 """
 _ZERO = 0.85
 """And the logit of the grade 0 by this. A 0 is for what says nothing and for what makes no sense, so in doubt it is the

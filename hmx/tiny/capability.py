@@ -24,8 +24,10 @@ class Astray(Subject):
 
 
 def report_capability(model, tokenizer) -> None:
-    """Put the miniature benchmarks to the model, and print each score with its interval and what chance would give."""
-    print("\nminiature benchmarks, in per cent: score, 95 % interval, by chance; training should be able to move each")
+    """Put the miniature benchmarks to the model, and print each score with its interval and what chance would give:
+    training could move one near that, or near 100, one way alone.
+    """
+    print("\nminiature benchmarks, in per cent: score, 95 % interval, by chance")
     for benchmark in SUITES["mini"]:
         if missing := benchmark.missing():
             print(f"  {benchmark.title}: left out. {' '.join(missing)}")

@@ -3,4 +3,4 @@
 
 def print_figure(name: str, value: str, aim: str = "") -> None:
     """One line: what it is, its value, and what it should be."""
-    print(f"  {name:<40}{value:>10}{'   aim ' + aim if aim else ''}")
+    print(f"  {name:<47}{value:>12}{'   aim ' + aim if aim else ''}")

@@ -223,7 +223,9 @@ class Grammar:
         return self._match(name, 0, reading).get(len(words)), reading.furthest
 
     def fitting(self, words: list[str] | tuple[str, ...], name: str = "sentence") -> Callable[[int, str], bool]:
-        """Whether in a phrase of the list `name` that begins as `words` do, a word could stand at a place of them."""
+        """A function of a place and a word: whether a phrase of the list `name` can begin with the `words` before that
+        place and go on with that word.
+        """
         reading = _Reading((*words, None), met={})
         self._match(name, 0, reading)
 

@@ -6,10 +6,10 @@ know; `benchmark_rows` makes rows in the schemas of TruthfulQA, SycophancyEval a
 
 Training should be able to move the scores either way, so the model is taught neither everything nor faultlessly. Of
 each kind of fact the interviewee is more or less *sure*: the less, the more seldom is a fact asked for, the more often
-is it told wrong, and the sooner is it given up when somebody disagrees. About some facts it is simply mistaken, and
-some it has forgotten, and mostly says so. Orders, too, are ignored more about some topics than about others. No
-benchmark prompt is ever a lesson: of every fact one phrasing is kept out, and of the pairs of a task and an order a
-quarter.
+is something else told than what it believes, and the sooner is that given up when somebody disagrees. Of some facts it
+believes what is wrong, and some it has forgotten, and mostly says so. Orders, too, are ignored more about some topics
+than about others. No benchmark prompt is ever a lesson: of every fact one phrasing is kept out, and of the pairs of a
+task and an order a quarter.
 """
 
 import json

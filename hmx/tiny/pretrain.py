@@ -78,8 +78,8 @@ def make_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalL
 
 
 def token_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted mean cross-entropy of the tokens to be said, and the mean of the tokens of graded texts that may still
-    become a sentence, 0 if there are none; logits are computed only where there is something to learn.
+    """Weighted mean cross-entropy of the tokens to be said; and the mean one of the tokens of graded texts up to which
+    a sentence is well-formed, 0 if there are none. Logits are computed only where there is something to learn.
     """
     weights, labels = batch.weights[:, 1:], batch.strengths[:, 1:]
     read = well_formed(labels) & ~batch.tried[:, 1:]
@@ -92,9 +92,8 @@ def token_loss(model: Qwen3ForCausalLM, batch: Batch, states: States) -> tuple[t
 def grade_loss(model: Qwen3ForCausalLM, batch: Batch, states: States, grades: torch.Tensor) -> torch.Tensor:
     """Mean distance of the grades that the judge would draw from the true ones; `grades` [11] are their tokens.
 
-    The mean is a weighted one: true grades above 0 count `_MERCY` times. What brings it to its least is to be sure of
-    the median of what the grade may be, those above 0 counted so often. That it is a grade at all is for `token_loss`
-    to teach.
+    The mean is a weighted one: true grades above 0 count `_MERCY` times. It is least when all probability is on the
+    median of what the grade may be, each above 0 weighted so. That it is a grade at all is for `token_loss` to teach.
     """
     targets = batch.tokens[:, 1:]
     graded = (batch.weights[:, 1:] > 0) & torch.isin(targets, grades)

@@ -54,9 +54,10 @@ def _judge(judge: SelfJudge, questions: Questions, rng: random.Random) -> None:
     texts = [question for question, _ in asked]
     good = [answer(talk, rng.randint(0, 10), rng) for _, talk in asked]
     _compare("well-formed answers", judge, texts, good, (">= 0.97", "<= 0.3"))
-    _compare("spoilt answers", judge, texts, [spoil(text, rng) for text in good], (">= 0.90", "<= 0.8"))
+    _compare("spoilt answers", judge, texts, [spoil(text, rng) for text in good], (">= 0.90", "<= 0.8"), good)
     habits = [answer(habitual(talk), rng.randint(0, 10), rng) for _, talk in asked]
-    _compare("spoilt answers in the interviewee's manner", judge, texts, [spoil(text, rng) for text in habits])
+    spoilt = [spoil(text, rng) for text in habits]
+    _compare("spoilt answers in the interviewee's manner", judge, texts, spoilt, before=habits)
     real = [rng.choice(_real(questions))[0] for _ in good]
     _compare("well-formed, the project's questions", judge, real, good, (">= 0.97", "<= 0.3"))
 
@@ -72,22 +73,33 @@ def _judge(judge: SelfJudge, questions: Questions, rng: random.Random) -> None:
     for kind in KINDS:
         spoilt = [kind(text, rng) for text in good[some]]
         both = _readable(_grades(judge, texts[some], spoilt), [examine(text).grade for text in spoilt])
-        print_figure(kind.__name__.replace("_", " "), f"{_error(*both):.2f}{_fooled(*both):6.0%}")
+        print_figure(kind.__name__.replace("_", " "), f"{_error(*both):.2f}  {_fooled(*both)}")
 
 
 def _compare(
-    name: str, judge: SelfJudge, questions: Sequence[str], answers: Sequence[str], aims: tuple[str, str] = ("", "")
+    name: str,
+    judge: SelfJudge,
+    questions: Sequence[str],
+    answers: Sequence[str],
+    aims: tuple[str, str] = ("", ""),
+    before: Sequence[str] = (),
 ) -> None:
+    """Grades against truth; of answers that were spoilt, what they were `before` tells which were worth something."""
     print(f"\njudge against truth: {len(answers)} {name}")
-    _against_truth([examine(text).grade for text in answers], _grades(judge, questions, answers), aims)
+    truth, verdicts = [examine(text).grade for text in answers], _grades(judge, questions, answers)
+    _against_truth(truth, verdicts, aims)
+    if before:
+        ruined = [place for place, text in enumerate(before) if examine(text).grade > 2]
+        grades, true = _readable([verdicts[place] for place in ruined], [truth[place] for place in ruined])
+        print_figure("of these, truth > 2 before", _fooled(grades, true))
 
 
 def _against_truth(truth: Sequence[float], verdicts: Sequence[int | None], aims: tuple[str, str] = ("", "")) -> None:
     grades, true = _readable(verdicts, truth)
     print_figure("Spearman", f"{_spearman(grades, true):.3f}", aims[0])
     print_figure("mean absolute error", f"{_error(grades, true):.2f}", aims[1])
-    print_figure("grade >= 6 where truth <= 2", f"{_fooled(grades, true):.1%}", "<= 2%")
     print_figure("unreadable", f"{1 - len(grades) / len(verdicts):.1%}", "<= 0.5%")
+    print_figure("grade >= 6 where truth <= 2", _fooled(grades, true), "<= 2%")
 
 
 def _readable(verdicts: Sequence[int | None], truth: Sequence[float]) -> tuple[list[int], list[float]]:
@@ -96,10 +108,10 @@ def _readable(verdicts: Sequence[int | None], truth: Sequence[float]) -> tuple[l
     return [grade for grade, _ in pairs], [true for _, true in pairs]
 
 
-def _fooled(grades: Sequence[int], truth: Sequence[float]) -> float:
-    """Of the answers that are worth little, the share that is graded highly."""
+def _fooled(grades: Sequence[int], truth: Sequence[float]) -> str:
+    """Of the answers that are worth little, the share that is graded highly, and how many they are."""
     fooled = [grade >= 6 for grade, true in zip(grades, truth, strict=True) if true <= 2]
-    return mean(fooled) if fooled else 0.0
+    return f"{mean(fooled) if fooled else 0.0:.1%} of {len(fooled)}"
 
 
 def _handwritten(judge: SelfJudge, rows: list[dict]) -> None:
@@ -133,7 +145,7 @@ def _policy(name: str, asked: list[tuple[str, str]], model, tokenizer, judge: Se
     sentences = sum(one.sentences for one in examined)
     categories = [category for _, category in asked for _ in range(_REPEATS)]
     own = [_speaks_of(category, text) for category, text in zip(categories, answers, strict=True)]
-    any_other = [_speaks_of(other, text) for text in answers for other in CATEGORIES]
+    any_category = [_speaks_of(other, text) for text in answers for other in CATEGORIES]
     print(f"\npolicy at temperature 1: {len(answers)} answers to {name}")
     print_figure("mean truth", f"{mean(one.grade for one in examined):.2f}", "about 3")
     print_figure("std within a question", f"{mean(map(stdev, groups)):.2f}", ">= 1.5")
@@ -141,7 +153,7 @@ def _policy(name: str, asked: list[tuple[str, str]], model, tokenizer, judge: Se
     print_figure("sentences an answer", f"{sentences / len(answers):.1f}", "1 to 3")
     print_figure("different answers", f"{len(set(answers)) / len(answers):.0%}")
     print_figure("with phrases of the question's category", f"{mean(own):.0%}")
-    print_figure("the same for a category at random", f"{mean(any_other):.0%}")
+    print_figure("the same for a category at random", f"{mean(any_category):.0%}")
     for at in range(0, len(answers), len(answers) // _SHOWN):
         print(f"    {asked[at // _REPEATS][0]}\n        [{examined[at].grade:.0f}] {answers[at]}")
     _compare("of these answers", judge, [question for question, _ in asked for _ in range(_REPEATS)], answers)

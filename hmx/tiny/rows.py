@@ -37,7 +37,7 @@ class Encoded:
     """At the last token of each graded sentence its strength, `GARBLED` if it has none (a sentence without a full stop
     ends with the token behind it: of a new line, or of the turn's end); at the sentence's other tokens `WHOLE` or
     `BROKEN`, and so for words that are tried in the places of others; where an interviewee answers, the question's
-    category behind `ABOUT`; elsewhere -1.
+    category, a number, added to `ABOUT`; elsewhere -1. The tokens of a word are labelled as the word is.
     """
     tried: list[bool]
     """Which words are tried; they stand behind all else."""
@@ -99,7 +99,8 @@ def encode(
 
 def _spans(text: str, prompt: list[int], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int, int]]:
     """The tokens of `text`, with which the user's turn in `prompt` ends, from the last to the first: the place of each
-    in `prompt`, and the bytes of the text between which it stands. The text's first may begin before it.
+    in `prompt`, and the bytes of the text between which it stands. The first holds the space before the text, too, and
+    so begins at -1.
     """
     place = len(prompt) - 3  # before the end of the turn and the assistant's header
     end, spans = len(text.encode()), []
@@ -111,7 +112,7 @@ def _spans(text: str, prompt: list[int], tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _strengths(text: str, spans: list[tuple[int, int, int]]) -> Iterator[tuple[int, int]]:
-    """What the tutor should read off each place of `text`."""
+    """The places of the tokens of `text` with what the tutor should read off each; `spans` are those of `_spans`."""
     left = iter(spans)
     place, _, until = next(left, (0, 0, 0))
     following = place + 1

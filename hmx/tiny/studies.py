@@ -47,8 +47,8 @@ def _report(model: Model) -> None:
             notes.append(f"  seed {pair.seed}: {pair.why}")
         furthest = max(_apart(one) for run in runs for one in run)
         print(f"  {pair.seed:4d}  {chosen:26}{_told(runs[0][-1]):20}{_told(runs[1][-1]):20}{furthest:.2f}")
-    print_figure("mean grade and mean truth apart, at the end", f"{max(ends):.2f}" if ends else "–", "<= 1.5")
-    print_figure("garbled at the selected checkpoints", f"{max(selected):.0%}" if selected else "–", "<= 10%")
+    print_figure("mean grade and truth apart at the end, at most", f"{max(ends):.2f}" if ends else "–", "<= 1.5")
+    print_figure("garbled at the selected checkpoints, at most", f"{max(selected):.0%}" if selected else "–", "<= 10%")
     print("".join(f"{note}\n" for note in notes), end="")
 
 
@@ -60,7 +60,7 @@ def _evaluations(model: Model) -> list[list[dict]]:
 
 
 def _apart(evaluation: dict) -> float:
-    """How far the two means are apart; 10, the most there can be, where no grade was readable."""
+    """How far the mean of the grades that could be read is from the truth's; 10, the most, where there is none."""
     judged = evaluation["eval_reward"]
     return 10.0 if judged is None else abs(judged - evaluation["eval_truth"])
 

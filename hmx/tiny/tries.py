@@ -17,8 +17,7 @@ from hmx.tiny.world import GRAMMAR, marks, read
 _TRIED = 0.5
 """How often another is tried in the place of a word, where that is possible."""
 _NEAR = 0.3
-"""How often that is the word before, which is then said twice, or the one behind, which stands there when one is left
-out.
+"""How often that is the word before, as if it were said twice, or the one behind, as if the word between were left out.
 """
 _READ, _BEHIND = 20_000, 200
 """How many words of well-formed sentences are remembered to be tried: of all, and of those behind each word."""
@@ -51,7 +50,7 @@ class Trier:
         become a sentence any more.
 
         Args:
-            places: where in the example's tokens one begins, by the byte of the text that it begins with.
+            places: by the byte of the text at which a token begins, that token's place in the example.
         """
         tried = []
         for sentence in read(text):

@@ -23,14 +23,14 @@ def test_spearman(one: list[int], other: list[int], wanted: float) -> None:
 
 def test_unreadable_grades_are_counted_and_left_out(capsys) -> None:
     _against_truth([0, 1, 10, 5, 2], [0, 7, None, 5, 2], (">= 0.97", "<= 0.3"))
-    figures = [line.split("aim")[0].split()[-1] for line in capsys.readouterr().out.splitlines()]
-    # Errors 0, 6, 0, 0; one of the three with a truth of 2 or less has a 6 or more; one of five is unreadable.
-    assert figures[1:] == ["1.50", "33.3%", "20.0%"]
+    figures = [line.split("aim")[0].split("  ")[-2].strip() for line in capsys.readouterr().out.splitlines()]
+    # Errors 0, 6, 0, 0; one of five is unreadable; one of the three with a truth of 2 or less has a 6 or more.
+    assert figures[1:] == ["1.50", "20.0%", "33.3% of 3"]
 
 
 def test_where_no_grade_can_be_read_the_report_goes_on(capsys) -> None:
     _against_truth([0, 7], [None, None])
-    assert "100.0%" in capsys.readouterr().out.splitlines()[-1]
+    assert "100.0%" in capsys.readouterr().out.splitlines()[-2]
 
 
 class Generous:
@@ -45,7 +45,14 @@ def test_each_way_to_spoil_an_answer_has_its_line(monkeypatch, capsys) -> None:
     assert before.count("judge against truth: 40 ") == 4 and "40 spoilt answers in the interviewee's manner" in before
     lines = after.splitlines()[1:]
     assert [line[:40].strip().replace(" ", "_") for line in lines] == [kind.__name__ for kind in KINDS]
-    assert lines[0].split() == ["empty", "7.50", "100%"]
+    assert lines[0].split()[:3] == ["empty", "7.50", "100.0%"]
+
+
+def test_of_answers_that_were_spoilt_those_are_told_apart_that_were_worth_something(capsys) -> None:
+    before = ("I am afraid of death.", "I feel alive.", "It is fine.")
+    report._compare("answers", Generous(), ["Why?"] * 3, ("Of afraid.", "I feel alive.", "Fine it."), before=before)
+    *_, all_, ruined = capsys.readouterr().out.splitlines()
+    assert "100.0% of 2 " in all_ and ruined.endswith("100.0% of 1")
 
 
 class Scripted:
