@@ -1,6 +1,6 @@
 """The forward pass of Qwen3, Llama and Gemma 2 written out in few operations.
 
-A model of two million parameters spends more of a decode step in the modelling code of transformers than in arithmetic.
+A model of three million parameters spends more of a decode step in the modelling code of transformers than in arithmetic.
 Here the same formulas read the modules' own weights directly: the matrices that share an input (q, k, v; gate, up) are
 multiplied as one, what does not depend on the token is computed once, and keys and values are written into buffers
 instead of being copied at every token. With gradients it is the adapters alone that get one. `Decoder.of` returns None
