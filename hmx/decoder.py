@@ -1,10 +1,10 @@
 """The forward pass of Qwen3, Llama and Gemma 2 written out in few operations.
 
-A model of three million parameters spends more of a decode step in the modelling code of transformers than in arithmetic.
-Here the same formulas read the modules' own weights directly: the matrices that share an input (q, k, v; gate, up) are
-multiplied as one, what does not depend on the token is computed once, and keys and values are written into buffers
-instead of being copied at every token. With gradients it is the adapters alone that get one. `Decoder.of` returns None
-for everything that it does not know to the letter, and the model's own forward pass is run instead.
+A model of three million parameters spends more of a decode step in the modelling code of transformers than in
+arithmetic. Here the same formulas read the modules' own weights directly: the matrices that share an input (q, k, v;
+gate, up) are multiplied as one, what does not depend on the token is computed once, and keys and values are written
+into buffers instead of being copied at every token. With gradients it is the adapters alone that get one. `Decoder.of`
+returns None for everything that it does not know to the letter, and the model's own forward pass is run instead.
 
 The tests hold the two against each other. They differ in the order of summation alone: by 1e-6 in FP32, and in half
 precision, whose kernels sum in an order that depends on the shapes, here and there by a last bit.
