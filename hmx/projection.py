@@ -1,7 +1,10 @@
 """Linear layers that read the same input, multiplied as one, with what their adapters add."""
 
+import math
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +12,16 @@ from torch import nn
 
 from hmx.lora.layer import LoRALinear
 
-LARGE = 2**18
-"""Numbers of a matrix from which on oneDNN is quicker."""
+
+def _is_intel() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux
+        return "Intel" in platform.processor()
+
+
+LARGE = math.inf if _is_intel() else 2**18
+"""Numbers of a matrix from which on oneDNN is quicker than MKL, which on Intel's processors was the quicker always."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +56,8 @@ class Projection:
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x Wᵀ. In FP32 on a CPU, for several tokens and a large matrix, by oneDNN, which `F.linear` does not use there on
-    x86: quicker than MKL for a few rows on the CPU where it was tried, but it starts more slowly and has no gradient.
+    """x Wᵀ. In FP32 on an AMD CPU, for several tokens and a large matrix, by oneDNN, which `F.linear` does not use there:
+    quicker than MKL for a few rows, but it starts more slowly and has no gradient.
     """
     several = x.shape[:-1].numel() > 1
     if several and weight.numel() >= LARGE and _has_onednn(weight) and not torch.is_grad_enabled():
