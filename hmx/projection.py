@@ -56,8 +56,8 @@ class Projection:
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x Wᵀ. In FP32 on an AMD CPU, for several tokens and a large matrix, by oneDNN, which `F.linear` does not use there:
-    quicker than MKL for a few rows, but it starts more slowly and has no gradient.
+    """x Wᵀ. In FP32 on a CPU that is not Intel's, for several tokens and a large matrix, by oneDNN, which `F.linear`
+    does not use on x86: quicker than MKL for a few rows, but it starts more slowly and has no gradient.
     """
     several = x.shape[:-1].numel() > 1
     if several and weight.numel() >= LARGE and _has_onednn(weight) and not torch.is_grad_enabled():
