@@ -24,7 +24,7 @@ from hmx.tiny.tries import Trier
 
 STEPS = 7000
 """Nearly an hour on two cores with BF16: 58 minutes on two of a Xeon with AMX; twice as long where there is none."""
-JUDGED, READ, ANSWERED = 5, 5, 5
+JUDGED, READ, ANSWERED = 6, 5, 4
 """Rows of a worker's step: gradings, texts to read, and conversations."""
 _LESSONS = 0.22
 """How many of the conversations are lessons, which are short: about an eighth of what the model learns to say."""

@@ -18,13 +18,17 @@ from pathlib import Path
 
 from hmx.judge.rubric import Rubric
 from hmx.tiny.damage import spoil
-from hmx.tiny.interview import answer, ask, habitual, level
+from hmx.tiny.interview import answer, ask, habitual, level, remarks
 from hmx.tiny.world import GRAMMAR, examine
 
 _FOUND = 0.1
 """Share of the judge's texts that were found in earlier runs, if there are any."""
 _NOISY, _MISHEARD = 0.4, 0.1
 """How many questions have words exchanged: the judge's, and the interviewee's."""
+_REMARKS = 0.5
+"""How many of the texts to read are `remarks`: so the everyday sentences that an answer seldom has become as well known
+as the others.
+"""
 _REASONED = 0.3
 """How many of the judge's replies go on to the reason; the others end behind the score, where a grader stops too."""
 _BANDS = (
@@ -81,12 +85,14 @@ class Corpus:
     def reader(self) -> Iterator[Example]:
         """What the judge reads."""
         while True:
-            _, text = self.judged()
+            _, text = self.judged(_REMARKS)
             if text.strip():
                 yield Example([{"role": "user", "content": f"Answer: {text}"}], "", ends=False, judged=text)
 
-    def judged(self) -> tuple[str, str]:
-        """A question and a text that somebody may have answered, well-formed and spoilt in turn."""
+    def judged(self, remarked: float = 0.0) -> tuple[str, str]:
+        """A question and a text that somebody may have answered, well-formed and spoilt in turn; so many of the
+        well-formed ones are `remarks`.
+        """
         if self._found and self._rng.random() < _FOUND:
             return ask(self._rng)[0], self._rng.choice(self._found)
         if self._whole:
@@ -94,7 +100,9 @@ class Corpus:
             self._whole = None
             return question, spoil(text, self._rng)
         question, talk = ask(self._rng)
-        self._whole = question, answer(talk, self._rng.randint(0, 10), self._rng)
+        remarking = self._rng.random() < remarked
+        text = remarks(self._rng) if remarking else answer(talk, self._rng.randint(0, 10), self._rng)
+        self._whole = question, text
         return self._whole
 
     def grading(self, question: str, text: str) -> Example:

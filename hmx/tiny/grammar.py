@@ -200,6 +200,11 @@ class Grammar:
         option = candidates[int(len(candidates) * rng.random() ** talk.skew)]
         if talk.lean and name not in ("warm", "core", "frame"):
             option = max(option, rng.choice(candidates), key=lambda one: talk.lean * one.strength)
+        words, strength = self.fill(option, talk, rng, odd)
+        return words, self._clip(name, strength)
+
+    def fill(self, option: Alternative, talk: Talk, rng: random.Random, odd: float = 0.0) -> tuple[list[str], int]:
+        """Draw what stands in an alternative's slots: its words and its strength; `odd` as for `make`."""
         mood = rng.choice(("good", "bad"))
         words: list[str] = []
         strength = 0
@@ -211,7 +216,7 @@ class Grammar:
             more, value = self.make(filler, talk, rng, mood if item.tag == "same" else item.tag, odd)
             words += more + ([","] if item.name in (*_OPENERS, "hedge") and more and more[-1] not in _NO_COMMA else [])
             strength += value * item.counts
-        return words, self._clip(name, option.total(strength))
+        return words, option.total(strength)
 
     def recognise(self, words: list[str] | tuple[str, ...], name: str = "sentence") -> int | None:
         """The strength of `words` (lower case, no commas) as a phrase of the list `name`; None if they aren't one."""

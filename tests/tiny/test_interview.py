@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from statistics import mean, stdev
@@ -9,13 +10,14 @@ from statistics import mean, stdev
 import pytest
 
 from hmx.judge.rubric import Rubric
-from hmx.tiny import corpus, damage
+from hmx.tiny import corpus, damage, interview
 from hmx.tiny.corpus import Corpus, read_found
 from hmx.tiny.interview import answer, ask, level
 from hmx.tiny.world import GRAMMAR, examine, normalise, read
 from tests.tiny.paths import DATA, TINY
 
 RUBRIC = Rubric.load(DATA / "rubric.toml")
+HOW = ("", "faintly", "coldly")
 
 
 @pytest.mark.parametrize("warmth", range(11))
@@ -41,6 +43,29 @@ def test_answers_do_not_repeat_themselves() -> None:
         monotonous = replace(ask(rng)[1], skew=8.0)
         sentences = [sentence.text for sentence in read(answer(monotonous, 0, rng, 3))]
         assert len(set(sentences)) == len(sentences) == 3
+
+
+def test_remarks_may_have_something_beside_them_and_are_never_garbled(monkeypatch) -> None:
+    monkeypatch.setattr(interview, "_BARE", 0.0)
+    rng = random.Random(0)
+    assert not any(examine(interview.remarks(rng)).garbled for _ in range(300))
+
+
+def test_every_sentence_of_everyday_english_is_remarked_alike_often_beside_others_as_strong(monkeypatch) -> None:
+    lists = {f"{name}{how}": GRAMMAR.lists[f"{name}{how}"] for name in ("said", "exclaimed") for how in HOW}
+    names = {id(option): name for name, options in lists.items() for option in options}
+    drawn = []
+    monkeypatch.setattr(interview, "_BARE", 1.0)
+    monkeypatch.setattr(GRAMMAR, "fill", lambda option, talk, rng: drawn.append(option) or (["yes"], 0))
+    counts, rng = Counter(), random.Random(0)
+    for _ in range(4000):
+        drawn.clear()
+        interview.remarks(rng)
+        assert len({*map(id, drawn)}) == len(drawn) <= 3
+        assert all(abs(other.strength - drawn[0].strength) <= 1 for other in drawn)
+        counts.update(names[id(option)] for option in drawn)
+    for name, options in lists.items():
+        assert counts[name] / counts.total() == pytest.approx(len(options) / len(names), rel=0.15)
 
 
 @pytest.mark.parametrize("kind", damage.KINDS)
@@ -90,6 +115,17 @@ def test_the_reader_has_what_the_judge_has_alone_and_nothing_that_is_empty() -> 
     assert all(example.messages[0]["content"] == f"Answer: {example.judged}" for example in texts)
     assert all(example.judged.strip() and not example.reply and not example.ends for example in texts)
     assert "Found, found." in {example.judged for example in texts}
+
+
+def test_half_of_the_readers_whole_texts_are_remarks_and_none_of_the_judges(monkeypatch) -> None:
+    monkeypatch.setattr(corpus, "remarks", lambda rng: "I feel alive.")
+    monkeypatch.setattr(corpus, "spoil", lambda text, rng: "Spoilt.")
+    stream = Corpus(RUBRIC, [], 0)
+    read_texts, judged = (
+        [one.judged for one in islice(examples, 400)] for examples in (stream.reader(), stream.judge())
+    )
+    assert 70 < read_texts.count("I feel alive.") < 130
+    assert judged.count("I feel alive.") < 10
 
 
 def test_texts_that_fooled_an_earlier_judge_come_back() -> None:
