@@ -26,6 +26,7 @@ from hmx.tiny.interview import answer, ask, habitual
 from hmx.tiny.world import CATEGORIES, GRAMMAR, examine, normalise
 
 _TEXTS = 3000
+_RESAMPLES = 400
 _AT_ONCE = 100
 _REPEATS = 8
 _SHOWN = 4
@@ -97,6 +98,8 @@ def _compare(
 def _against_truth(truth: Sequence[float], verdicts: Sequence[int | None], aims: tuple[str, str] = ("", "")) -> None:
     grades, true = _readable(verdicts, truth)
     print_figure("Spearman", f"{_spearman(grades, true):.3f}", aims[0])
+    if aims[0]:
+        print_figure("its 95 % interval", "[{:.3f}, {:.3f}]".format(*_interval(grades, true)))
     print_figure("mean absolute error", f"{_error(grades, true):.2f}", aims[1])
     print_figure("unreadable", f"{1 - len(grades) / len(verdicts):.1%}", "<= 0.5%")
     print_figure("grade >= 6 where truth <= 2", _fooled(grades, true), "<= 2%")
@@ -208,3 +211,10 @@ def _error(grades: Sequence[int], truth: Sequence[float]) -> float:
 
 def _spearman(one: Sequence[float], other: Sequence[float]) -> float:
     return float(spearmanr(one, other).statistic)
+
+
+def _interval(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Between what Spearman's coefficient is in 95 % of `_RESAMPLES` bootstrap samples of the pairs."""
+    rng, pairs = np.random.default_rng(0), np.array([one, other]).T
+    drawn = [_spearman(*rng.choice(pairs, len(pairs)).T) for _ in range(_RESAMPLES)]
+    return tuple(np.quantile(drawn, (0.025, 0.975)))
