@@ -33,7 +33,10 @@ class Voice:
 VOICES = (Voice(0.0, 0.0), Voice(0.0, 0.1), Voice(0.9, 0.2), Voice(0.5, 0.5))
 """Formal, neutral, casual, lively."""
 
-_EVERYDAY = {"exclaimed": (), "exclaimedfaintly": (), "exclaimedcoldly": ()} | {
+_EVERYDAY = {
+    "exclaimed": (),
+    "exclaimedfaintly": (),
+    "exclaimedcoldly": (),
     "said": ("open", "tail"),
     "saidfaintly": ("open", "faintail"),
     "saidcoldly": ("coldopen", "coldtail"),
