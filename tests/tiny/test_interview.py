@@ -51,6 +51,15 @@ def test_remarks_may_have_something_beside_them_and_are_never_garbled(monkeypatc
     assert not any(examine(interview.remarks(rng)).garbled for _ in range(300))
 
 
+def test_a_remark_is_not_made_twice(monkeypatch) -> None:
+    three = [replace(option, strength=5) for option in GRAMMAR.lists["exclaimed"][:3]]
+    monkeypatch.setattr(interview, "_everyday", lambda: [("exclaimed", option) for option in three])
+    rng = random.Random(0)
+    for _ in range(50):
+        said = [normalise(sentence.text) for sentence in read(interview.remarks(rng))]
+        assert len(set(said)) == len(said)
+
+
 def test_every_sentence_of_everyday_english_is_remarked_alike_often_beside_others_as_strong(monkeypatch) -> None:
     lists = {f"{name}{how}": GRAMMAR.lists[f"{name}{how}"] for name in ("said", "exclaimed") for how in HOW}
     names = {id(option): name for name, options in lists.items() for option in options}
