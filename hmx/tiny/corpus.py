@@ -7,7 +7,8 @@ Three kinds, in the proportions in which `build` asks for them:
   graded as they are, and once more spoilt (`damage`), so that what makes the difference can be learned; some texts come
   from files of what policies wrote while they were fooling an earlier judge. In many of the questions words are
   exchanged for others, since the grade must not depend on whether the question is a familiar one.
-* *reader*: such texts alone, without rubric, question and reply: more sentences for as much computing.
+* *reader*: such texts alone, without rubric, question and reply: more sentences for as much computing. Half of those
+  that are not spoilt are no answers but `remarks`.
 """
 
 import json
@@ -26,7 +27,7 @@ _FOUND = 0.1
 _NOISY, _MISHEARD = 0.4, 0.1
 """How many questions have words exchanged: the judge's, and the interviewee's."""
 _REMARKS = 0.5
-"""How many of the texts to read are `remarks`: so the everyday sentences that an answer seldom has become as well known
+"""How many of the reader's whole texts are `remarks`: so everyday sentences that an answer seldom has become as known
 as the others.
 """
 _REASONED = 0.3

@@ -1,4 +1,4 @@
-"""Interviews in the embedded world: questions, and answers of a wanted strength."""
+"""Interviews in the embedded world: questions, answers of a wanted strength, and what anybody may remark."""
 
 import random
 from bisect import bisect
@@ -28,6 +28,10 @@ class Voice:
 
     contract: float
     exclaim: float
+
+    def spell(self, words: list[str], strength: int, rng: random.Random) -> str:
+        """Write a sentence of this strength."""
+        return spell(words, rng, self.contract, self.exclaim if strength >= 6 else 0.0)
 
 
 VOICES = (Voice(0.0, 0.0), Voice(0.0, 0.1), Voice(0.9, 0.2), Voice(0.5, 0.5))
@@ -88,7 +92,7 @@ def sentence(talk: Talk, strength: int, voice: Voice, rng: random.Random) -> str
         start = "cold" if strength == 0 else "faint" if strength == 1 or strength < 4 and rng.random() < 0.5 else "warm"
         words, made = GRAMMAR.make(start, talk, rng)
         if made == strength and parse(normalise(" ".join(words)))[0] == strength:  # there may be a stronger reading
-            return spell(words, rng, voice.contract, voice.exclaim if strength >= 6 else 0.0)
+            return voice.spell(words, strength, rng)
 
 
 def remarks(rng: random.Random) -> str:
@@ -108,7 +112,7 @@ def remarks(rng: random.Random) -> str:
             items = (before, *option.items) if rng.random() < 0.5 else (*option.items, behind)
             option = replace(option, items=items)
         words, strength = GRAMMAR.fill(option, Talk(option.category, opened=bool(said)), rng)
-        said.append(spell(words, rng, voice.contract, voice.exclaim if strength >= 6 else 0.0))
+        said.append(voice.spell(words, strength, rng))
     return " ".join(said)
 
 
