@@ -8,6 +8,7 @@ sentence made is recognised with at least the strength it was made with.
 
 import random
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
@@ -155,6 +156,7 @@ class Grammar:
         self._check()
         self._known_starts: dict[str, set[str | None]] = {}
         self._tries: dict[str, _Node] = {}
+        self._below: dict[tuple[str, ...], tuple[list, dict]] = {}
 
     @classmethod
     def load(cls, *paths: Path) -> "Grammar":
@@ -200,11 +202,53 @@ class Grammar:
         option = candidates[int(len(candidates) * rng.random() ** talk.skew)]
         if talk.lean and name not in ("warm", "core", "frame"):
             option = max(option, rng.choice(candidates), key=lambda one: talk.lean * one.strength)
-        words, strength = self.fill(option, talk, rng, odd)
+        words, strength = self._fill(option, talk, rng, odd)
         return words, self._clip(name, strength)
 
-    def fill(self, option: Alternative, talk: Talk, rng: random.Random, odd: float = 0.0) -> tuple[list[str], int]:
-        """Draw what stands in an alternative's slots: its words and its strength; `odd` as for `make`."""
+    def make_with(self, starts: tuple[str, ...], talk: Talk, rng: random.Random) -> list[str]:
+        """Draw a phrase for one of the lists `starts` that goes through some alternative below them, all of which are
+        drawn alike often.
+        """
+        if starts not in self._below:
+            self._below[starts] = self._ways_down(starts)
+        options, above = self._below[starts]
+        path = [rng.choice(options)]
+        while path[-1][0] not in starts:
+            path.append(rng.choice(above[path[-1][0]]))
+        return self._fill(path.pop()[1], talk, rng, path=path)[0]
+
+    def _ways_down(
+        self, starts: tuple[str, ...]
+    ) -> tuple[list[tuple[str, Alternative]], dict[str, list[tuple[str, Alternative]]]]:
+        """The alternatives of all lists that phrases of `starts` can go through, each with its list; and of each such
+        list those one step nearer to a start that have a slot for it.
+        """
+        options: list[tuple[str, Alternative]] = []
+        above: dict[str, list[tuple[str, Alternative]]] = dict.fromkeys(starts, [])
+        level = list(starts)
+        while level:
+            found: defaultdict[str, list[tuple[str, Alternative]]] = defaultdict(list)
+            for name in level:
+                options += [(name, option) for option in self.lists[name] if not name.startswith(_UNNAMED)]
+                for option in self.lists[name]:
+                    inner = {item.name for item in option.items if isinstance(item, Slot)}
+                    for below in sorted(one for one in inner if one not in above):
+                        found[below].append((name, option))
+            above |= found
+            level = list(found)
+        return options, above
+
+    def _fill(
+        self,
+        option: Alternative,
+        talk: Talk,
+        rng: random.Random,
+        odd: float = 0.0,
+        path: list[tuple[str, Alternative]] | None = None,
+    ) -> tuple[list[str], int]:
+        """Draw what stands in an alternative's slots: its words and its strength. Of `path`, alternatives with their
+        lists, the last goes into the slot for it, and the others on into its own slots.
+        """
         mood = rng.choice(("good", "bad"))
         words: list[str] = []
         strength = 0
@@ -213,7 +257,12 @@ class Grammar:
                 words.append(item)
                 continue
             filler = rng.choice(self._fillers) if odd and rng.random() < odd else item.name
-            more, value = self.make(filler, talk, rng, mood if item.tag == "same" else item.tag, odd)
+            if path and path[-1][0] == filler:
+                name, inner = path.pop()
+                more, value = self._fill(inner, talk, rng, path=path)
+                value = self._clip(name, value)
+            else:
+                more, value = self.make(filler, talk, rng, mood if item.tag == "same" else item.tag, odd)
             words += more + ([","] if item.name in (*_OPENERS, "hedge") and more and more[-1] not in _NO_COMMA else [])
             strength += value * item.counts
         return words, option.total(strength)

@@ -1,11 +1,9 @@
 """Interviews in the embedded world: questions, answers of a wanted strength, and what anybody may remark."""
 
 import random
-from bisect import bisect
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
-from hmx.tiny.grammar import Alternative, Slot, Talk
+from hmx.tiny.grammar import Talk
 from hmx.tiny.world import CATEGORIES, GRAMMAR, normalise, parse, spell
 
 _PERSON = {"i": "you", "me": "you", "my": "your", "myself": "yourself", "am": "are", "you": "I"}
@@ -36,18 +34,6 @@ class Voice:
 
 VOICES = (Voice(0.0, 0.0), Voice(0.0, 0.1), Voice(0.9, 0.2), Voice(0.5, 0.5))
 """Formal, neutral, casual, lively."""
-
-_EVERYDAY = {
-    "exclaimed": (),
-    "exclaimedfaintly": (),
-    "exclaimedcoldly": (),
-    "said": ("open", "tail"),
-    "saidfaintly": ("open", "faintail"),
-    "saidcoldly": ("coldopen", "coldtail"),
-}
-"""The lists of everyday English, and what may stand before and behind a sentence of each."""
-_BARE = 0.5
-"""How many of those that may have something beside them have nothing."""
 
 
 def ask(rng: random.Random) -> tuple[str, Talk]:
@@ -96,28 +82,13 @@ def sentence(talk: Talk, strength: int, voice: Voice, rng: random.Random) -> str
 
 
 def remarks(rng: random.Random) -> str:
-    """One to three different sentences of everyday English, all of which are drawn alike often: the first is any, and
-    the others are about as strong. In an `answer` those of a list, category and strength that has many are seldom met.
+    """One to three sentences, in which all alternatives of the grammar are met alike often. In an `answer` some are
+    met a thousand times as often as others.
     """
-    voice, known = rng.choice(VOICES), _everyday()
-    first = rng.randrange(len(known))
-    strength = known[first][1].strength
-    start, end = (bisect(known, strength + step, key=lambda one: one[1].strength) for step in (-2, 1))
-    others = rng.sample(range(start, end - 1), rng.choice(_SENTENCES) - 1)
+    voice = rng.choice(VOICES)
     said: list[str] = []
-    for place in [first, *(place + (place >= first) for place in others)]:
-        name, option = known[place]
-        if _EVERYDAY[name] and rng.random() > _BARE:
-            before, behind = (Slot(beside, None, True) for beside in _EVERYDAY[name])
-            items = (before, *option.items) if rng.random() < 0.5 else (*option.items, behind)
-            option = replace(option, items=items)
-        words, strength = GRAMMAR.fill(option, Talk(option.category, opened=bool(said)), rng)
-        said.append(voice.spell(words, strength, rng))
+    for _ in range(rng.choice(_SENTENCES)):
+        talk = Talk(rng.choice(list(CATEGORIES)), opened=bool(said))
+        words = GRAMMAR.make_with(("warm", "faint", "cold"), talk, rng)
+        said.append(spell(words, rng, voice.contract, voice.exclaim))
     return " ".join(said)
-
-
-@lru_cache(maxsize=1)
-def _everyday() -> list[tuple[str, Alternative]]:
-    """Every sentence of everyday English, with the list in which it stands, from the weakest to the strongest."""
-    known = [(name, option) for name in _EVERYDAY for option in GRAMMAR.lists[name]]
-    return sorted(known, key=lambda one: one[1].strength)
