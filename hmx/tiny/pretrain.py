@@ -37,7 +37,7 @@ from hmx.tiny.rows import Batch
 from hmx.tiny.tutor import Tutor, well_formed
 
 CONTEXT = 2048
-_RISE, _FALL = 100, 2500
+_RISE, _FALL = 100, 3500
 """Steps in which the learning rate goes up, and comes down."""
 _PATIENCE = 600
 """Seconds that workers wait for each other; the first time they compile."""

@@ -628,7 +628,7 @@ def test_the_training_runs_on_one_thread_and_leaves_the_callers_as_they_were() -
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
-    rates = [_rate(step, 7000) for step in range(7000)]
-    assert rates[0] == 0.01 and rates[99:4501] == [1.0] * 4402
-    assert rates[4500:] == pytest.approx([1 - step / 2500 for step in range(2500)])
+    rates = [_rate(step, 9000) for step in range(9000)]
+    assert rates[0] == 0.01 and rates[99:5501] == [1.0] * 5402
+    assert rates[5500:] == pytest.approx([1 - step / 3500 for step in range(3500)])
     assert max(_rate(step, 2) for step in range(2)) == 0.02
