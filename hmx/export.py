@@ -21,11 +21,11 @@ from hmx.errors import UserError, command
 from hmx.evaluation.pairs import pair_of
 from hmx.files import made_whole, write_text
 from hmx.lora import adapters, detach, load_adapter
-from hmx.models import attention_for, changed, identity, load_model, model_config
+from hmx.models import attention_for, identity, load_model, model_config
 from hmx.precision import autocast
 from hmx.prompts import encode_question, end_of_turn_ids
 from hmx.questions import Questions
-from hmx.runs import Run
+from hmx.runs import BASE, Run, changed
 
 TOLERANCE = 0.01
 """Nats a token. Merging rounds weights to the model's precision, which in half precision moves probabilities a little;
@@ -100,8 +100,8 @@ def require_base(runs: Sequence[Run]) -> None:
     for run in runs:
         if other := changed(now, run.info):
             raise UserError(
-                f"The run {run.folder} was trained with another base: the {other} in {path} changed since, so its "
-                "adapter means nothing there; put back what was there."
+                f"The run {run.folder} was trained with another base: the {BASE[other]} in {path} changed since, so "
+                "its adapter means nothing there; put back what was there."
             )
 
 

@@ -4,14 +4,14 @@ import functools
 import hashlib
 import socket
 import urllib.request
-from collections.abc import Mapping
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import torch
 from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
+from transformers.utils.hub import extract_commit_hash
 
 from hmx.config import resolve
 from hmx.errors import UserError
@@ -30,7 +30,8 @@ def pick_device(name: str) -> torch.device:
             raise RuntimeError("only cpu and cuda are supported")
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"model.device = {name!r} can't be used here ({str(error).splitlines()[0]}); try auto or cpu."
+            f"model.device = {name!r} can't be used here ({str(error).splitlines()[0]}); set it to auto or cpu, for a "
+            "run that was begun in its config.toml."
         ) from None
     return device
 
@@ -90,7 +91,9 @@ def fingerprint(path: str) -> str | None:
     folder = resolve(path)
     if not folder.is_dir():
         try:
-            return getattr(model_config(path), "_commit_hash", None)
+            with _one_sentence_for(path):
+                file = cached_file(path, "config.json", local_files_only=not hub_is_reachable())
+                return extract_commit_hash(file, None)
         except UserError:
             return None
     digest = hashlib.sha256()
@@ -117,14 +120,6 @@ def form(path: str) -> str | None:
 def identity(path: str) -> dict[str, str | None]:
     """What a run notes of its base model; each weight of a folder is read for it."""
     return {"base": fingerprint(path), "form": form(path)}
-
-
-def changed(now: Mapping[str, str | None], noted: Mapping[str, str | None]) -> str | None:
-    """What of a model that has this `identity` now is no longer what a run `noted`; None as far as is known."""
-    for key, words in (("base", "weights"), ("form", "config, tokenizer or chat template")):
-        if None not in (now[key], noted.get(key)) and now[key] != noted[key]:
-            return words
-    return None
 
 
 def attention_for(architecture: PreTrainedConfig) -> str:

@@ -17,7 +17,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -33,6 +33,10 @@ from hmx.files import write_safetensors, write_text
 from hmx.lora import load_adapter, save_adapter
 
 _STATE = "training_state.safetensors"
+
+
+BASE = {"base": "weights", "form": "config, tokenizer or chat template"}
+"""What a run notes of its base model, and the words for it."""
 
 
 class Busy(UserError):
@@ -235,6 +239,15 @@ class Run:
             raise UserError(
                 f"The training state {path} can't be read ({error}); delete the run's folder to train it anew."
             ) from None
+
+
+def changed(now: Mapping[str, Any], noted: Mapping[str, Any]) -> str | None:
+    """Which of the files that a run reads is another in one note than in the other: a key of `BASE`, "rubric" or
+    "questions". None as far as is known: what can't be had here now is no change, nor what an earlier version of this
+    project did not note.
+    """
+    hashes = ((key, now.get(key), noted.get(key)) for key in (*BASE, "rubric", "questions"))
+    return next((key for key, one, other in hashes if None not in (one, other) and one != other), None)
 
 
 def _is_record(record: Any, file: str) -> bool:

@@ -24,7 +24,7 @@ from hmx.plan import checkpoints
 from hmx.prompts import encode_chat, encode_question
 from hmx.questions import Questions
 from hmx.randomness import stream
-from hmx.runs import Run
+from hmx.runs import BASE, Run, changed
 from hmx.text import grade_text, one_line
 
 
@@ -77,25 +77,20 @@ def train_run(config: Config, resume: bool = False, plain: bool = False, initial
     if run.finished:
         print(f"The run {run.folder} is finished already.")
         return run
-    reads, read_before = _reads(config), run.info
-    for what, words, path in (
-        ("base", "weights", config.model.path),
-        ("form", "config, tokenizer or chat template", config.model.path),
-        ("rubric", "rubric", config.judge.prompt_file),
-        ("questions", "questions", config.data.questions),
-    ):
-        if read_before.get(what) not in (None, reads[what]):
-            raise UserError(
-                f"The {words} in {path} changed since the run {run.folder} was begun; put back what was there, or "
-                "choose another --set run.name=…."
-            )
+    reads = _reads(config)
+    if what := changed(reads, run.info):
+        path = {"rubric": config.judge.prompt_file, "questions": config.data.questions}.get(what, config.model.path)
+        raise UserError(
+            f"The {BASE.get(what, what)} in {path} changed since the run {run.folder} was begun; put back what was "
+            "there, or choose another --set run.name=…."
+        )
     with _a_sentence_where_room_ends():
         return _train_in(run, config, reads, plain, initial_adapter)
 
 
 def _reads(config: Config) -> dict[str, str | None]:
-    """What tells the files that a run reads from others: its two directions, and the same run after an interruption,
-    must find the same.
+    """The hashes of the files that a run reads. The two directions of a seed, and a run that goes on, must find the
+    same ones.
     """
     texts = {
         "rubric": Rubric.load(resolve(config.judge.prompt_file)),
@@ -219,11 +214,15 @@ def _write(run: Run, record: Record) -> None:
 
 
 def _passed_long_ago(config: Config, rewards: list[float | None]) -> bool:
-    """Whether a forward run passed the threshold `stop_after_threshold` evaluations ago."""
+    """Whether a forward run passed the threshold `stop_after_threshold` evaluations ago. `rewards` are those of all
+    evaluations.
+    """
     wait = config.train.stop_after_threshold
     if not wait or config.run.direction != "forward":
         return False
-    passed = [i for i, reward in enumerate(rewards) if reward is not None and reward > config.selection.threshold]
+    passed = [  # the untrained model's evaluation, the first, is none that could be selected
+        i for i, reward in enumerate(rewards) if i and reward is not None and reward > config.selection.threshold
+    ]
     return bool(passed) and len(rewards) - 1 - passed[0] >= wait
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
@@ -130,6 +131,18 @@ def test_weights_in_many_files_and_tied_ones_are_whole(tmp_path, family):
     assert fingerprint(str(tmp_path)) != whole
     with pytest.raises(UserError, match="no model that transformers can load"):
         load_model(str(tmp_path), "fp32", "cpu")
+
+
+def test_a_model_from_the_hub_is_told_from_others_by_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "hub_is_reachable", lambda: False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert fingerprint("somebody/small") is None
+    cached, commit = tmp_path / "models--somebody--small", "0123456789abcdef" * 2 + "01234567"
+    save_model(cached / "snapshots" / commit, "qwen3")
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text(commit)
+    assert fingerprint("somebody/small") == commit
+    load_model("somebody/small", "fp32", "cpu")
 
 
 def test_attention_is_written_out_where_the_fused_one_does_not_know_the_model():

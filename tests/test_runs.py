@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hmx import runs, training
+from hmx import models, runs, training
 from hmx.config import load_config
 from hmx.errors import UserError
 from hmx.judge.self_judge import Verdict
@@ -331,6 +331,32 @@ def test_a_run_does_not_go_on_with_a_base_of_another_form(tmp_path, monkeypatch,
     assert train_run(config, resume=True).finished
 
 
+def test_a_base_that_is_not_there_is_not_said_to_have_changed(tmp_path, monkeypatch):
+    config = small_config(tmp_path)
+    interrupted(config, 3, monkeypatch)
+    monkeypatch.setattr(models, "hub_is_reachable", lambda: False)
+    place = Path(config.model.path)
+    moved = place.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="neither a local folder nor in the cache"):
+        train_run(config, resume=True)
+    moved.rename(place)
+    assert train_run(config, resume=True).finished
+
+
+@pytest.mark.parametrize(
+    ("rewards", "long_ago"),
+    [
+        ([8.0, 8.0], False),  # the first evaluation is the untrained model's
+        ([8.0, 3.0, 8.0, 3.0], False),
+        ([8.0, 3.0, 8.0, 3.0, 3.0], True),
+        ([3.0, 8.0, None, None], True),
+    ],
+)
+def test_evaluations_behind_the_threshold_count_from_the_first_that_could_be_selected(tmp_path, rewards, long_ago):
+    config = small_config(tmp_path, "selection.threshold=7.5", "train.stop_after_threshold=2")
+    assert training._passed_long_ago(config, rewards) is long_ago
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -369,7 +395,7 @@ def test_a_forward_run_may_end_some_evaluations_after_the_threshold(tmp_path):
     overrides = ("selection.threshold=0.5", "train.stop_after_threshold=2")
     run = train_run(small_config(tmp_path, *overrides))
     rewards = [record["eval_reward"] for record in run.records(kind="eval")]
-    first = next(i for i, reward in enumerate(rewards) if reward > 0.5)
+    first = next(i for i, reward in enumerate(rewards) if i and reward > 0.5)
     assert run.finished and len(rewards) == first + 3 < 5
     reverse = train_run(small_config(tmp_path, *overrides, "run.direction=reverse"))
     assert len(reverse.records(kind="eval")) == 5

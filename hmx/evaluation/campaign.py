@@ -20,7 +20,8 @@ from hmx.evaluation.results import Checkpoint, Result, read_result, write_result
 from hmx.evaluation.statistic import Statistic
 from hmx.evaluation.tables import Chosen, Line
 from hmx.lora import detach, load_adapter
-from hmx.models import changed, identity, load_model
+from hmx.models import identity, load_model
+from hmx.runs import BASE, changed
 from hmx.text import one_line
 
 
@@ -38,7 +39,7 @@ class Campaign:
     """Everything that the tables need, and what of it there is."""
 
     jobs: tuple[Job, ...]
-    """All of them, done or not, in the order in which they are done: a base model is loaded once."""
+    """All of them, done or not, in the order in which they are done: the base of a config's runs is loaded once."""
     results: dict[Job, Result]
     """What has been measured."""
     problems: tuple[str, ...]
@@ -55,7 +56,7 @@ def plan(models: Sequence[Model], suites: Sequence[Sequence[Benchmark]], limit: 
 
     Args:
         suites: for each model its benchmarks.
-        limit: how many rows of each task to take at most.
+        limit: how many questions of each task to take at most.
         baseline: whether the untouched base models are evaluated too.
     """
     jobs, results, problems = [], {}, []
@@ -65,8 +66,8 @@ def plan(models: Sequence[Model], suites: Sequence[Sequence[Benchmark]], limit: 
         base, foreign = info.get("base") or now["base"], changed(now, info)
         if foreign:
             problems.append(
-                f"The runs of {model.name} were trained with another base: the {foreign} in {path} changed since, so "
-                "nothing more can be evaluated for them."
+                f"The runs of {model.name} were trained with another base: the {BASE[foreign]} in {path} changed "
+                "since, so nothing more can be evaluated for them."
             )
         for checkpoint in _checkpoints(model, base, baseline):
             for benchmark in suite:

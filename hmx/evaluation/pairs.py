@@ -10,7 +10,7 @@ from typing import Any
 
 from hmx.config import Config, to_toml
 from hmx.errors import UserError
-from hmx.runs import Run
+from hmx.runs import BASE, Run, changed
 from hmx.selection import Selection, select
 
 DIRECTIONS = ("forward", "reverse")
@@ -190,17 +190,9 @@ def _measured(record: dict[str, Any]) -> bool:
 
 
 def _read_differently(one: Run, other: Run) -> str | None:
-    """What two runs read that was not the same, if it is known of both; an earlier version noted less."""
-    for key, words in (
-        ("base", "base model"),
-        ("form", "base model"),
-        ("rubric", "rubric"),
-        ("questions", "questions"),
-    ):
-        hashes = one.info.get(key), other.info.get(key)
-        if None not in hashes and hashes[0] != hashes[1]:
-            return words
-    return None
+    """What two runs read that was not the same, in a word."""
+    what = changed(one.info, other.info)
+    return "base model" if what in BASE else what
 
 
 def _settings(run: Run) -> str:
