@@ -67,7 +67,7 @@ def plan(config: Config) -> list[Planned]:
 
 
 def carry_out(runs: Sequence[Planned], plain: bool = False, train: Train = train_run, at_once: int = 1) -> bool:
-    """Train what is not finished. Returns whether the whole study is; after Ctrl-C it isn't.
+    """Train what is not finished. Returns whether every run is finished now; False after Ctrl-C.
 
     The two directions of a seed must start from the same adapter; `UserError` before the second is trained, if not.
 
@@ -78,7 +78,7 @@ def carry_out(runs: Sequence[Planned], plain: bool = False, train: Train = train
     print(table(runs))
     spawn = multiprocessing.get_context("spawn")
     to_do = sum(not one.run.finished for one in runs)
-    helpers = [spawn.Process(target=_help, args=(runs,), daemon=True) for _ in range(min(at_once, to_do) - 1)]
+    helpers = [spawn.Process(target=_help, args=(runs, n), daemon=True) for n in range(min(at_once, to_do) - 1)]
     for helper in helpers:
         helper.start()
     if helpers:
@@ -126,17 +126,20 @@ def _in_turn(runs: Sequence[Planned], helpers: Sequence) -> Iterator[Planned]:
         yield from (one for one in runs if not one.run.finished)
 
 
-def _help(runs: Sequence[Planned]) -> None:
+def _help(runs: Sequence[Planned], number: int) -> None:
     """Train what nobody else is training, without a word: the process that was started by hand has the last one, and
-    alone hears Ctrl-C.
+    alone hears Ctrl-C. Each helper, by its number, begins with another run.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        for one in reversed(runs):  # from the other end, so that the two meet once
+        order = [*runs[::-1][number:], *runs[::-1][:number]]  # from the other end, so that the two meet once
+        for one in order:
             if one.run.finished or one.run.busy:
                 continue
             try:
                 train_run(one.config, resume=True, plain=True, initial_adapter=_start_of_the_other(one, runs))
+            except Busy:
+                continue  # another helper was quicker
             except UserError:
                 return
             if not one.run.finished:

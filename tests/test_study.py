@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import train
-from hmx import training
+from hmx import study, training
 from hmx.errors import UserError
-from hmx.runs import Run
+from hmx.runs import Busy, Run
 from hmx.study import carry_out, plan, selections, table
 from tests.small_run import LengthJudge, small_config, without_times
 
@@ -120,6 +120,23 @@ def test_two_at_once_give_what_one_after_the_other_gives(tmp_path, monkeypatch, 
     assert trained[0] == names(together)[0]
     for one, other in zip(alone, together, strict=True):
         assert without_times(one.run.records()) == without_times(other.run.records())
+
+
+def test_a_helper_goes_on_where_another_was_quicker(tmp_path, monkeypatch):
+    """Both found the run free, and loaded a model for it."""
+    runs, tried = two_by_two(tmp_path), []
+
+    def train(config, **options):
+        tried.append(config.run_folder.name)
+        if len(tried) == 2:
+            raise Busy("is being trained by another process")
+        return training.train_run(config, **options)
+
+    monkeypatch.setattr(study, "train_run", train)
+    study._help(runs, 1)
+    backward = names(runs)[::-1]
+    assert tried == [*backward[1:], backward[0]]
+    assert [one.run.finished for one in runs[::-1]] == [True, True, False, True]
 
 
 def test_ctrl_c_stops_the_helpers_too_and_nothing_is_lost(tmp_path, monkeypatch):
