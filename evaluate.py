@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="paper, mini, or benchmarks by name (default: mini for the embedded model, paper for all others)",
     )
     parser.add_argument(
-        "--limit", type=int, metavar="N", help="only the first N rows of each task; the tables say so on top"
+        "--limit", type=int, metavar="N", help="only the first N questions of each task; the tables say so on top"
     )
     parser.add_argument("--threshold", type=float, metavar="X", help="select by this reward instead of the configs'")
     parser.add_argument("--rule", choices=("paper", "same_step"), help="select by this rule instead of the configs'")

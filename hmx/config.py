@@ -123,8 +123,8 @@ class GrpoConfig:
     clip_eps: float = key(0.2, above=0, below=1)
     """The ratio of new to old policy is clipped to 1 ± clip_eps."""
     updates_per_rollout: int = key(1, least=1)
-    """mu: updates on the same answers, all at the step's learning rate; what is called a step everywhere else are all
-    of them together. With 1 the policy that is trained is the one that sampled, and the ratio is 1.
+    """mu: updates on the same answers, all at the step's learning rate. Elsewhere "a step" means all of them together.
+    With 1 the policy that is trained is the one that sampled, and the ratio is 1.
     """
     aggregation: str = key("bnpo", choices=("bnpo", "grpo", "dr_grpo"))
     """How token losses become one: mean over a group's tokens, per-completion mean, or a constant denominator."""

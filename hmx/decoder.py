@@ -298,8 +298,8 @@ def _layer(block: nn.Module, config) -> Layer:
 
 
 def _norm(module: nn.Module) -> torch.Tensor:
-    """A norm's weight; Gemma 2 keeps it less 1, and in FP32 while it is applied. In a model in FP32 √n times as much,
-    for n values.
+    """A norm's weight. Gemma 2 stores it less 1 and multiplies in FP32. Of a model in FP32 it is returned times √n, for
+    n normed values, as `_rms` wants it.
     """
     weight = 1.0 + module.weight.float() if type(module).__name__ == "Gemma2RMSNorm" else module.weight
     return weight * len(weight) ** 0.5 if module.weight.dtype == torch.float32 else weight

@@ -30,7 +30,7 @@ DROP_BELOW = 0.75
 enough to save their work, seldom enough to copy the cache a few times only.
 """
 POLL = defaultdict(lambda: 16, cpu=1)
-"""By device, at which of the steps it is asked how many rows have ended: a GPU that is asked makes us wait for it."""
+"""By device, every how many steps it is asked how many rows have ended: a GPU that is asked makes us wait for it."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def generate(
                 break
 
     if not finite:
-        raise UserError("The model's logits are not finite numbers; try --set model.precision=bf16 or fp32.")
+        raise UserError("The model's logits are not finite numbers; set model.precision to bf16 or fp32.")
     used = int(mask.sum(dim=1).max())
     return Completions(tokens[:, :used], mask[:, :used], ~ended)
 

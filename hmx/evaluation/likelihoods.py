@@ -57,7 +57,7 @@ def likelihoods(subject: Subject, requests: Sequence[Request], tick: Tick = lamb
             done += len(some)
             tick(done / len(requests))
     if not all(math.isfinite(total) for total, _ in results):
-        raise UserError("The model's logits are not finite numbers; try --set model.precision=bf16 or fp32.")
+        raise UserError("The model's logits are not finite numbers; set model.precision to bf16 or fp32.")
     return results
 
 
@@ -223,10 +223,10 @@ def _score_by_modules(
     some = max(1, LOGITS // (targets.shape[1] * first.shape[-1]))
     for part in torch.arange(len(rows)).split(some):
         index = torch.tensor(rows)[part].to(model.device)
-        tokens, mask = targets[part].to(model.device), there[part].to(model.device)  # [r, K]
+        tokens, mask = targets[part].to(model.device), there[part].to(model.device)  # [b, K]
         logits = first[index]
         if tokens.shape[1] > 1:
-            seen = torch.cat([attention[index], mask[:, :-1].to(attention.dtype)], dim=1)  # [r, L + K - 1]
+            seen = torch.cat([attention[index], mask[:, :-1].to(attention.dtype)], dim=1)  # [b, L + K - 1]
             rest = model(
                 tokens[:, :-1],
                 attention_mask=seen,
@@ -234,9 +234,9 @@ def _score_by_modules(
                 past_key_values=_selected(cache, index),
                 use_cache=True,
             ).logits
-            logits = torch.cat([logits, rest], dim=1)  # [r, K, V]
+            logits = torch.cat([logits, rest], dim=1)  # [b, K, V]
         logits = logits.float()
-        chosen = logits.gather(-1, tokens[:, :, None]).squeeze(-1) - logits.logsumexp(dim=-1)  # [r, K]
+        chosen = logits.gather(-1, tokens[:, :, None]).squeeze(-1) - logits.logsumexp(dim=-1)  # [b, K]
         sums.append(chosen.masked_fill(~mask, 0).sum(dim=1))
         greedy.append(((logits.argmax(dim=-1) == tokens) | ~mask).all(dim=1))
     return list(zip(torch.cat(sums).tolist(), torch.cat(greedy).tolist(), strict=True))

@@ -72,7 +72,7 @@ class Result:
     rows: int
     details: dict[str, Any]
     limit: int | None
-    """How many rows of each task were taken at most; None for all, the full benchmark."""
+    """How many questions of each task were taken at most; None for all, the full benchmark."""
     model: str
     settings: dict[str, Any]
     """What else a number may depend on: precision, device, the longest sequence."""

@@ -1,4 +1,4 @@
-"""SQuAD 2.0's scores (Rajpurkar et al. 2018, section 3).
+"""SQuAD 2.0's scores (Rajpurkar et al. 2018).
 
 lm-eval has the package `evaluate` fetch the code for them from the hub and run it. This project runs no code that it
 fetches, so here they are written out.

@@ -49,7 +49,7 @@ class Line:
     base: float | None
     """Of the untouched model, if that was asked for."""
     limit: int | None
-    """How many rows of each task were taken at most."""
+    """How many questions of each task were taken at most."""
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -298,4 +298,4 @@ def _spread(statistic: Statistic) -> str:
 
 def _limited(lines: Sequence[Line]) -> str:
     limits = {line.limit for line in lines} - {None}
-    return f" (the first {limits.pop()} rows of each task: not the full benchmark)" if limits else ""
+    return f" (the first {limits.pop()} questions of each task: not the full benchmark)" if limits else ""

@@ -40,7 +40,7 @@ def token_logprobs(
             f"the completion must be shorter than the whole row and not empty: T = {T}, L = {input_ids.shape[1]}"
         )
 
-    def chunk_logprobs(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:  # [N, H], [N] to [N]
+    def chunk_logprobs(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:  # [N, hidden], [N] to [N]
         logits = output_logits(model, hidden).float() / temperature
         return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(dim=-1)
 
@@ -48,7 +48,7 @@ def token_logprobs(
     with autocast(model):
         packed = Packed.of(input_ids, attention_mask, T)
         if packing_pays(model, len(packed.ids), *input_ids.shape):
-            hidden = packed.hidden(model)  # [M, H]
+            hidden = packed.hidden(model)  # [M, hidden]
         else:
             hidden = _hidden(model, input_ids, attention_mask)[:, -T - 1 : -1][spoken]  # t predicts token t + 1
         pieces = list(zip(hidden.split(chunk), input_ids[:, -T:][spoken].split(chunk), strict=True))
@@ -60,8 +60,8 @@ def token_logprobs(
 
 
 def _hidden(model, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """The last hidden states [B, L, H] of rows laid out as a rectangle, for every architecture: on a CPU by the
-    decoder if it knows the model, as where they are packed.
+    """The last hidden states [B, L, hidden] of rows laid out as a rectangle, for every architecture: on a CPU by
+    the decoder if it knows the model, as where they are packed.
     """
     if model.device.type == "cpu" and (decoder := Decoder.of(model)):
         return decoder.read(input_ids, attention_mask)

@@ -71,11 +71,11 @@ class Trained:
     loss: float
     """Of the whole step, at the last update."""
     clip_fraction: float
-    """Share of tokens without gradient because of the clip, at the last update."""
+    """Share of tokens whose policy gradient the clip takes away, at the last update."""
     token_kl: torch.Tensor
     """[B, T]: k3 of each sampled token before the first update."""
     updates: list[Update]
-    """The optimizer steps, `updates_per_rollout` of them."""
+    """All `updates_per_rollout` of them."""
 
 
 def step_record(n: int, graded: Graded, advantages: torch.Tensor, trained: Trained, examine: Examine | None) -> Record:

@@ -12,10 +12,9 @@ def total_steps(config: Config, questions: int) -> int:
 
 def evaluation_steps(config: Config, questions: int) -> list[int]:
     """The steps after which to evaluate: 0, then `evaluations_per_epoch` times an epoch, the last step among them."""
-    last, per_epoch = total_steps(config, questions), config.train.evaluations_per_epoch
+    per_epoch = config.train.evaluations_per_epoch
     period = config.grpo.prompts_per_step * per_epoch
-    steps = (-(-k * questions // period) for k in range(config.train.epochs * per_epoch + 1))  # rounded up
-    return sorted({min(step, last) for step in steps})
+    return sorted({-(-k * questions // period) for k in range(config.train.epochs * per_epoch + 1)})  # rounded up
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float, schedule: str) -> float:

@@ -21,9 +21,9 @@ _ONLY_NUMBER = re.compile(rf"^{_BEFORE_NUMBER}" + _NUMBER + _OUT_OF + r"[*_.!\])
 def parse_score(text: str) -> int | None:
     """The whole number from 0 to 10 that a judge's reply gives, or None if it gives none.
 
-    The first line that labels a number as the score decides, whatever follows it. A reply whose first line is nothing
-    but a number counts too. Numbers outside 0..10, fractions and scales other than 10 are None: guessing what was meant
-    would be a reward of our own. Digits and colons of other scripts are read as what they mean.
+    The first line that labels a whole number as the score decides, whatever follows it. A reply whose first line is
+    nothing but a number counts too. Numbers outside 0..10, fractions and scales other than 10 are None: guessing what
+    was meant would be a reward of our own. Digits and colons of other scripts are read as what they mean.
 
     >>> [parse_score(text) for text in ("Score: 7", "**Score:** 8/10", "7", "Score: 11", "Score: seven", "About 7.")]
     [7, 8, 7, None, None, None]

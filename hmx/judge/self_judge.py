@@ -20,7 +20,7 @@ from hmx.prompts import decode, encode_chat, end_of_turn_ids, pad_id
 from hmx.sampling import Prefix, common, generate, last_logits
 
 READABLE = 0.5
-"""The least probability of all grades together with which an expectation counts."""
+"""An expectation counts only if all eleven grades together have at least this probability."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Verdict:
     text: str
     """The judge's own words, of the last attempt; for an expectation the probabilities behind it."""
     retried: bool = False
-    """Whether the greedy reply was unreadable."""
+    """Whether `text` is a second reply, a sampled one, because the greedy one was unreadable."""
 
 
 class SelfJudge:
@@ -63,7 +63,7 @@ class SelfJudge:
         self._prefix: Prefix | None = None
         score = [tokenizer.encode(f"{SCORE}{grade}", add_special_tokens=False) for grade in (0, 7)]
         self._guess = score[0][: common(*score)][: max_new_tokens - 1]
-        """How replies are expected to begin, until half of a batch do not."""
+        """How replies are expected to begin, until more than half of a batch do not."""
         self._portions = Portions("judging answers")
 
     @classmethod

@@ -47,17 +47,18 @@ def attach(
         _refuse_unusual(model, sorted(unmatched)[0])
         raise UserError(
             f"No layer of this model is called {sorted(unmatched)[0]!r}; its linear layers are {', '.join(linear)} "
-            "(key lora.targets)."
+            "(lora.targets; in a file of PEFT's, target_modules)."
         )
     for name, module in matches:
         if not isinstance(module, nn.Linear):
             raise UserError(
-                f"The layer {name} is a {type(module).__name__}, and only plain linear layers can be adapted (key "
-                "lora.targets)."
+                f"The layer {name} is a {type(module).__name__}, and only plain linear layers can be adapted "
+                "(lora.targets; in a file of PEFT's, target_modules)."
             )
         if rank > min(module.in_features, module.out_features):
             raise UserError(
-                f"Rank {rank} is too high for {name} [{module.out_features}, {module.in_features}] (key lora.rank)."
+                f"Rank {rank} is too high for {name} [{module.out_features}, {module.in_features}] (lora.rank; in a "
+                "file of PEFT's, r)."
             )
     model.requires_grad_(False)
     for name, module in matches:

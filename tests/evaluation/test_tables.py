@@ -70,7 +70,7 @@ def test_the_papers_figures_stand_beside_ours_for_its_models_and_full_benchmarks
     assert [cells(table)[0][3] for table in (four, five, six)] == ["-1.66±1.12%", "46.95±0.45%", "48.61±0.87%"]
     assert "in every cell" in four.text(160)
     (part, *_) = tables([line(model="qwen3-0.6b", path="Qwen/Qwen3-0.6B", task="IFEval", limit=20)])
-    assert "paper" not in part.header and "the first 20 rows of each task: not the full benchmark" in part.title
+    assert "paper" not in part.header and "the first 20 questions of each task: not the full benchmark" in part.title
 
 
 def test_the_untouched_model_gets_a_table_of_its_own():
