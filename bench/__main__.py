@@ -2,7 +2,9 @@
 
 import argparse
 import importlib.util
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -80,7 +82,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="such as: step generate")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="default: bench/results")
     parser.add_argument(
-        "--within", type=float, metavar="MINUTES", help="stop what still runs then; what was finished before is kept"
+        "--within",
+        type=float,
+        metavar="MINUTES",
+        help="stop what still runs then, and what takes more than a quarter of it; what was finished is kept",
     )
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     given = parser.parse_args(arguments)
@@ -92,8 +97,12 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(f"python -m bench.{one} --device {given.device}" for one in chosen))
         return 0
     start = time.perf_counter()
-    end = start + 60 * given.within if given.within is not None else None
-    outcomes = [carry_out(command, given.device, given.results, end) for command in chosen]
+    outcomes = []
+    for one in chosen:
+        end = None
+        if given.within is not None:
+            end = min(start + 60 * given.within, time.perf_counter() + 60 * given.within / 4)
+        outcomes.append(carry_out(one, given.device, given.results, end))
     took = [[one.command, "–" if one.seconds is None else f"{one.seconds:.0f}", one.said] for one in outcomes]
     print("\n" + table(["command", "seconds", ""], [*took, ["all", f"{time.perf_counter() - start:.0f}", ""]]))
     return 1 if any(one.said.startswith("failed") for one in outcomes) else 0
@@ -114,10 +123,15 @@ def carry_out(command: str, device: str, results: Path, end: float | None = None
         return Outcome(command, None, "left out: no time left")
     whole = [sys.executable, "-m", f"bench.{name}", *options, "--device", device, "--results", str(results.resolve())]
     print(f"\n$ python {shlex.join(whole[1:-2])}", flush=True)
-    try:
-        status = subprocess.run(whole, cwd=PROJECT, timeout=None if end is None else end - start).returncode
-    except subprocess.TimeoutExpired:
-        return Outcome(command, time.perf_counter() - start, "stopped: no time left")
+    with subprocess.Popen(whole, cwd=PROJECT, start_new_session=True) as process:  # to be stopped with its children
+        try:
+            status = process.wait(None if end is None else end - start)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return Outcome(command, time.perf_counter() - start, "stopped: no time left")
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     said = f"failed with status {status}" if status else ""
     if missing and not status:
         said = f"ours only: {missing[0]} is not installed"

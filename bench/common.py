@@ -10,8 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -19,6 +18,7 @@ from statistics import median, quantiles
 import torch
 
 from bench.models import MODELS
+from hmx import graphs
 from hmx.config import PROJECT
 from hmx.errors import UserError, command
 from hmx.files import require_writable, write_text
@@ -101,22 +101,6 @@ class Timer:
         start = self.now()
         action()
         return self.now() - start
-
-
-@contextmanager
-def cudnn_attention(allowed: bool) -> Iterator[None]:
-    """Whether PyTorch may choose cuDNN's attention: `hmx.models` has it ruled out, others leave the choice as it is.
-
-    >>> with cudnn_attention(True):
-    ...     torch.backends.cuda.cudnn_sdp_enabled()
-    True
-    """
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(allowed)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def interleave(
@@ -254,6 +238,7 @@ def machine(name: str, device: str) -> dict:
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         facts |= {"gpu": properties.name, "gpu_bytes": properties.total_memory, "cuda": torch.version.cuda}
+        facts["decode_steps_recorded"] = graphs.enabled  # False if some recording failed
     return facts
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from bench.common import Ratio, Summary, Timer, cudnn_attention, interleave, keep, parser, prepare, require, run, table
+from bench.common import Ratio, Summary, Timer, interleave, keep, parser, prepare, require, run, table
 from bench.models import Loaded, load
 from hmx.errors import UserError
 
@@ -65,9 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     for kind, (ask, count) in kinds.items():
         found: dict[str, list] = {}
-        contenders = {
-            name: cudnn_attention(name != "ours")(ask(model, count, found, name)) for name, model in models.items()
-        }
+        contenders = {name: ask(model, count, found, name) for name, model in models.items()}
         seconds = interleave(contenders, given.rounds, given.warmup, timer)
         best = min((name for name in models if name != "ours"), key=lambda name: Summary.of(seconds[name]).median)
         ratio = Ratio.of(seconds[best], seconds["ours"])

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from bench.common import Ratio, Summary, Timer, cudnn_attention, interleave, keep, parser, prepare, run, table
+from bench.common import Ratio, Summary, Timer, interleave, keep, parser, prepare, run, table
 from bench.models import Loaded, load, settings
 from bench.theirs import left_padded
 from hmx.config import resolve
@@ -120,7 +120,6 @@ def theirs(loaded: Loaded, prompts: list[list[int]], tokens: int, cache: str) ->
     """The same by transformers."""
     inputs = left_padded(prompts, pad_id(loaded.tokenizer), loaded.model.device)
 
-    @cudnn_attention(True)
     def sample() -> torch.Tensor:
         output = loaded.model.generate(
             **inputs,

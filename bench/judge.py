@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from bench.common import Ratio, Summary, Timer, cudnn_attention, interleave, keep, parser, prepare, run, table
+from bench.common import Ratio, Summary, Timer, interleave, keep, parser, prepare, run, table
 from bench.generate import questions
 from bench.models import REPLY_TOKENS, SCORE_TOKENS, load, settings
 from bench.theirs import PlainJudge
@@ -59,11 +59,9 @@ def main(arguments: list[str] | None = None) -> None:
         def ours(asked=asked, answers=answers, grades=grades) -> None:
             grades["ours"] = [verdict.grade for verdict in judge.grade(asked, answers)]
 
-        @cudnn_attention(True)
         def to_the_end(asked=asked, answers=answers, grades=grades) -> None:
             grades["whole reply"] = plain.grade(loaded.model, asked, answers)
 
-        @cudnn_attention(True)
         def to_the_line(asked=asked, answers=answers, grades=grades) -> None:
             grades["score line"] = stopped.grade(loaded.model, asked, answers)
 

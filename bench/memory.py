@@ -18,8 +18,8 @@ def main(arguments: list[str] | None = None) -> None:
         "memory",
         "Runs real optimizer steps, and an evaluation of 40 answers, on a GPU of which the process may take only --cap "
         "GiB, with every answer --length tokens long, under the settings of the model's own config. Says whether they "
-        "fit, if need be with the fallbacks of a real run; and the peak when all is run once more, beside the estimate "
-        "of train.py --dry-run.",
+        "fit, if need be with the fallbacks of a real run; and the peak of the steps when they are run once more, "
+        "beside the estimate of train.py --dry-run for them.",
         rounds=1,
         epilog="For example: --device cuda --model qwen3-8b --cap 24, or --model gemma-2-2b --cap 16. The cap includes "
         "what CUDA takes outside of PyTorch's allocator at the start; the last column is what it all came to. Only a "
@@ -36,15 +36,23 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"Gradient checkpointing {'on' if result['checkpointing'] else 'off'}.")
     bytes_of = (result["peak"], result["estimate"], result["reserved"] + result["outside"])
     row = [*(result[part] or "–" for part in ("step", "evaluation")), *map(gib, bytes_of)]
-    head = [f"{given.model}, answers of {given.length}", "step", "evaluation", "peak", "estimate", "with CUDA's own"]
+    head = [
+        f"{given.model}, answers of {given.length}",
+        "step",
+        "evaluation",
+        "step's peak",
+        "estimate",
+        "with CUDA's own",
+    ]
     print(table(head, [[f"within {given.cap:g} GiB", *row]]))
     keep("memory", given, result)
 
 
 def measure(given) -> dict:
-    """Whether steps and an evaluation run within the cap, and the peak of what PyTorch's allocator holds when they do
-    so again: by then every fallback that they need is in place, and what loading left behind has been given back. The
-    estimate takes all answers of an evaluation to be made at once.
+    """Whether steps and an evaluation run within the cap, and the peak of what PyTorch's allocator holds when the steps
+    do so again: by then every fallback that they need is in place, and what loading left behind has been given back.
+    The estimate is that of the steps; of an evaluation it would take all answers to be made at once, as they are where
+    there is room.
     """
     torch.zeros(1, device="cuda")
     outside, total = _outside(), torch.cuda.mem_get_info()[1]
@@ -66,9 +74,6 @@ def measure(given) -> dict:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     _within(steps)
-    if evaluation:
-        _within(evaluate)
-    answers = 0 if given.no_evaluation else len(trainer.questions.held_out) * config.train.completions_per_evaluation
     return {
         "step": step,
         "evaluation": evaluation,
@@ -76,7 +81,7 @@ def measure(given) -> dict:
         "outside": _outside(),  # more than at the start, where the cap was set: kernels are loaded when first used
         "peak": torch.cuda.max_memory_allocated(),
         "reserved": torch.cuda.max_memory_reserved(),
-        "estimate": estimate(config, 32, given.length, answers).total(trainer.checkpointing),
+        "estimate": estimate(config, 32, given.length).total(trainer.checkpointing),
     }
 
 

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from hmx.config import PROJECT, Config, load_config
+from hmx.decoder import Decoder
 from hmx.models import attention_for, load_model, pick_device, use
 from hmx.plan import architecture
 from hmx.precision import DTYPES
@@ -98,6 +99,8 @@ def load(name: str, device: str, precision: str) -> Loaded:
             shapes, dtype=DTYPES[precision], attn_implementation=attention_for(shapes)
         )
     loaded = Loaded(name, model.requires_grad_(False).eval(), FoldedTokenizer.from_pretrained(TOKENIZER))
+    if not Decoder.knows(model):
+        raise RuntimeError(f"{name} is not computed by hmx.decoder here, which is what there is to measure")
     never_end(loaded)
     return loaded
 

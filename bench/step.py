@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from transformers.utils import logging
 
-from bench.common import Ratio, Summary, Timer, cudnn_attention, keep, parser, prepare, require, run, table
+from bench.common import Ratio, Summary, Timer, keep, parser, prepare, require, run, table
 from bench.models import load, settings
 from bench.ours import Laps, StepSeconds, our_step, our_trainer, step_overrides
 from hmx.errors import UserError
@@ -79,7 +79,6 @@ def measure(given) -> tuple[list[StepSeconds], list[StepSeconds]]:
     ours: list[StepSeconds] = []
     theirs: list[StepSeconds] = []
 
-    @cudnn_attention(False)
     def one_of_ours() -> None:
         ours.append(our_step(trainer, laps, len(ours) + 1))
 
@@ -107,8 +106,7 @@ def measure(given) -> tuple[list[StepSeconds], list[StepSeconds]]:
                 folder,
                 between,
             )
-            with cudnn_attention(True):
-                other.train()
+            other.train()
     if fixed:
         _require_equal_lengths(given.fixed_length, config, [*ours, *theirs])
     return ours[given.warmup :], theirs[given.warmup :]

@@ -73,7 +73,12 @@ class Decoder:
         """The decoder of `model` with its adapter as it is now. None if the model has anything unknown here, would
         checkpoint activations, or (with gradients) trains more than adapters.
         """
-        return cls(model) if enabled and _is_known(model) else None
+        return cls(model) if cls.knows(model) else None
+
+    @staticmethod
+    def knows(model) -> bool:
+        """Whether `of` gives a decoder."""
+        return enabled and _is_known(model)
 
     def read(
         self,
@@ -214,8 +219,10 @@ class Decoder:
             # than the kernel below is made of on a CPU.
             length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
             return x * weight / torch.hypot(length, self.small[x.shape[-1]])
-        normed = F.rms_norm(x.float(), x.shape[-1:], None, self.eps)
-        return (normed * weight).to(x.dtype) if weight.dtype == torch.float32 else normed.to(x.dtype) * weight
+        if weight.dtype == torch.float32:
+            return (F.rms_norm(x.float(), x.shape[-1:], None, self.eps) * weight).to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):  # it would take the rounding out
+            return F.rms_norm(x, x.shape[-1:], None, self.eps) * weight
 
 
 def output_logits(model, hidden: torch.Tensor) -> torch.Tensor:

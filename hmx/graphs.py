@@ -9,6 +9,9 @@ joined, there are new buffers, and the step is recorded anew.
 Without a GPU the same steps run unrecorded, which is how the tests hold them against `Decoding`.
 """
 
+import contextlib
+import functools
+
 import torch
 
 from hmx.cache import Cache
@@ -74,8 +77,9 @@ class StaticDecoding(Decoding):
         """New buffers for a new shape."""
         B, room, length = len(self.position), self.cache.keys[0].shape[2], self.cache.length
         self.token = self.position.new_zeros(B)
-        self.seen = self.bias[..., :room].clone()  # [B, 1, 1, room]
-        self.seen[..., length:] = -torch.inf
+        # A GPU's kernels want lines that begin at multiples of 16 numbers, and would copy the mask in every layer.
+        self.seen = self.bias.new_full((B, 1, 1, -(-room // 16) * 16), -torch.inf)[..., :room]
+        self.seen[..., :length] = self.bias[..., :length]
         self.graph, self.recorded, self.steps = None, None, 0
 
     def _advance(self) -> torch.Tensor:
@@ -101,7 +105,12 @@ class StaticDecoding(Decoding):
             return
         length = self.cache.length
         try:
-            self.graph, self.recorded = self._capture()
+            try:
+                self.graph, self.recorded = self._capture()
+            except torch.OutOfMemoryError:  # of a graph's own memory, which is none that the allocator kept
+                self.cache.length = length
+                torch.cuda.empty_cache()
+                self.graph, self.recorded = self._capture()
         except torch.OutOfMemoryError:  # there may be room for another shape's
             pass
         except RuntimeError as error:
@@ -112,9 +121,25 @@ class StaticDecoding(Decoding):
     def _capture(self) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         """A graph of one step, and where it puts its logits. Recording runs nothing, so the buffers stay as the last
         step left them.
+
+        `torch.cuda.graph` would first give all memory that the allocator keeps back to the GPU, and what comes next
+        would have to get it anew.
         """
         graph = torch.cuda.CUDAGraph()
-        # The outer region leads back from the stream that is recorded even if the recording fails.
-        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
-            logits = self._advance()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(_recorder()):
+            graph.capture_begin()
+            try:
+                logits = self._advance()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # that it can't be ended is no news
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         return graph, logits
+
+
+@functools.cache
+def _recorder() -> torch.cuda.Stream:
+    """The stream that is recorded: always the same, since cuBLAS has working memory for each that it was used on."""
+    return torch.cuda.Stream()

@@ -25,9 +25,10 @@ from hmx.errors import UserError
 from hmx.graphs import StaticDecoding
 from hmx.precision import autocast
 
-DROP_BELOW = 0.75
-"""When no more than this share of the rows that are computed is still unfinished, the finished ones are dropped: often
-enough to save their work, seldom enough to copy the cache a few times only.
+DROP_BELOW = defaultdict(lambda: 0.25, cpu=0.75)
+"""By device: when no more than this share of the rows that are computed is still unfinished, the finished ones are
+dropped. Often enough to save their work, seldom enough to copy the cache a few times only; on a GPU a step of a few
+rows takes as long as that of some more, and each drop has another step recorded. Of a GPU it is an estimate.
 """
 POLL = defaultdict(lambda: 16, cpu=1)
 """By device, every how many steps it is asked how many rows have ended: a GPU that is asked makes us wait for it."""
@@ -191,7 +192,7 @@ def generate(
                 continue
 
             left = int(batch.active.sum())
-            if left > DROP_BELOW * len(row):
+            if left > DROP_BELOW[device.type] * len(row):
                 batch.step(token)
                 continue
             if tick is not None:

@@ -194,20 +194,24 @@ def test_only_the_last_tokens_are_read_to_the_top(name, shared, monkeypatch):
         assert torch.allclose(logits, models.reference_logits(model, prefix + prompt)[-3:], atol=1e-5)
 
 
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", models.FAMILIES)
-def test_half_precision_rounds_where_the_modules_do(name, dtype):
+def test_half_precision_rounds_where_the_modules_do(name, dtype, device):
     """Not token by token, since fused products may sum in another order, but far below what any other place of rounding
     would make of it in all: the two differ from FP32 by the same amount, and from each other by less.
     """
-    exact = adapt(build(name))
+    exact = adapt(build(name)).to(device)
     half = copy.deepcopy(exact)
     for module in half.modules():
         if not hasattr(module, "lora_A"):
             for weight in module._parameters.values():
                 if weight is not None:
                     weight.data = weight.data.to(dtype)
-    ids = torch.tensor(models.random_prompts([12] * 16, VOCABULARY))
+    ids = torch.tensor(models.random_prompts([12] * 16, VOCABULARY), device=device)
     with torch.no_grad(), autocast(half):
         own = half(ids).logits
         here = decoder.output_logits(half, Decoder.of(half).read(ids, torch.ones_like(ids)))

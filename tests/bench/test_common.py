@@ -3,10 +3,9 @@
 import json
 
 import pytest
-import torch
 
 from bench import common
-from bench.common import Ratio, Summary, Timer, cudnn_attention, interleave
+from bench.common import Ratio, Summary, Timer, interleave
 from hmx.errors import UserError
 
 
@@ -39,18 +38,6 @@ def test_contenders_take_turns_and_warm_up_rounds_do_not_count():
     seconds = interleave({"ours": lambda: spend("ours", ours), "theirs": lambda: spend("theirs", theirs)}, 3, 1, timer)
     assert order == ["ours", "theirs"] * 4
     assert seconds == {"ours": [1.0, 2.0, 6.0], "theirs": [4.0, 10.0, 12.0]}
-
-
-def test_others_have_the_attention_that_pytorch_prefers_and_we_have_ours_inside_theirs(cudnn_switch):
-    allowed = torch.backends.cuda.cudnn_sdp_enabled
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    ours = cudnn_attention(False)(allowed)
-
-    @cudnn_attention(True)
-    def theirs():
-        return [allowed(), ours(), allowed()]
-
-    assert [theirs(), theirs(), allowed()] == [[True, False, True]] * 2 + [False]
 
 
 def test_the_ratio_is_of_the_medians_and_says_how_many_times_longer_theirs_takes():
