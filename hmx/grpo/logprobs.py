@@ -41,10 +41,8 @@ def token_logprobs(
         )
 
     def chunk_logprobs(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:  # [N, hidden], [N] to [N]
-        logits = output_logits(model, hidden).float()
-        if temperature != 1.0:  # the largest tensor of all: no copy of it for nothing
-            logits = logits / temperature
-        return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(dim=-1)
+        logits = output_logits(model, hidden).float() / temperature  # [N, V]
+        return logits.log_softmax(dim=-1).gather(-1, targets[:, None]).squeeze(-1)
 
     spoken = attention_mask[:, -T:].bool()  # [B, T]
     with autocast(model):
