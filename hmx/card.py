@@ -87,7 +87,7 @@ def model_card(run: Run, step: int, merged: bool = False) -> str:
         use=(_USE_MERGED if merged else _USE_ADAPTER).format(base=base),
         name=config.run.name,
         base=base,
-        weights="unknown" if known is None else f"{'SHA-256' if local else 'commit'} `{known}`",
+        weights="unknown" if known is None else f"SHA-256 `{known}`",
         precision=config.model.precision,
         direction=config.run.direction,
         sign="" if config.run.direction == "forward" else ", with the opposite sign: the lower the grade, the better",

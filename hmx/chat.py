@@ -142,7 +142,8 @@ class Chat:
 
     def _answer(self, speaker: Speaker, prompt: list[int], turn: int) -> str:
         if speaker.adapter not in (None, self._attached):
-            detach(self.model)  # the next one may be of another rank
+            self._attached = None  # until the next one is there, which may be of another rank
+            detach(self.model)
             load_adapter(self.model, speaker.adapter)
             self._attached = speaker.adapter
         shown = ""

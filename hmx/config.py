@@ -219,7 +219,7 @@ class Config:
     @property
     def run_folder(self) -> Path:
         """Where this run lives."""
-        return Path(self.run.folder) / self.run.name / f"{self.run.direction}-seed{self.run.seed}"
+        return Path(self.run.folder).expanduser() / self.run.name / f"{self.run.direction}-seed{self.run.seed}"
 
     def completion_limit(self, prompt_length: int) -> int:
         """The most tokens that may be sampled after a prompt of this many."""
@@ -247,7 +247,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         section, dot, option = name.strip().partition(".")
         if not (equals and dot):
             raise UserError(f"--set {override!r} is not of the form section.key=value, as in --set train.epochs=3.")
-        changed = _config({section: {option: _value(text.strip())}}, f"--set {override}")
+        changed = _config({section: {option: _value(text.strip(), section, option)}}, f"--set {override}")
         value = getattr(getattr(changed, section), option)
         config = dataclasses.replace(
             config, **{section: dataclasses.replace(getattr(config, section), **{option: value})}
@@ -271,11 +271,20 @@ def to_toml(config: Config) -> str:
     return "\n".join(lines)
 
 
+def anywhere(config: Config) -> Config:
+    """The config less what says where its run is computed and kept: two runs that differ in nothing else belong
+    together, as on a machine with two GPUs.
+    """
+    run, model = dataclasses.replace(config.run, folder=""), dataclasses.replace(config.model, device="", threads=0)
+    return dataclasses.replace(config, run=run, model=model)
+
+
 def resolve(path: str) -> Path:
     """A path from a config: as it is if something is there, seen from the working directory; else seen from the
     project's own folder.
     """
-    return Path(path) if Path(path).exists() or not (PROJECT / path).exists() else PROJECT / path
+    given = Path(path).expanduser()
+    return given if given.exists() or not (PROJECT / given).exists() else PROJECT / given
 
 
 def _config(raw: dict, where: str) -> Config:
@@ -346,14 +355,16 @@ def _is(kind: type, value: Any) -> bool:
     return type(value) is kind  # so that true is not taken for 1
 
 
-def _value(text: str) -> Any:
-    """An override's value, read as TOML; what is not TOML is a text, so that --set model.path=some/folder needs no
-    quotes.
+def _value(text: str, section: str, option: str) -> Any:
+    """An override's value, read as TOML. What is not TOML is a text, and so is what stands for one: neither
+    --set model.path=some/folder nor --set run.name=4 needs quotes.
     """
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         return text
+    wanted = getattr(getattr(Config(), section, None), option, None)
+    return text if isinstance(wanted, str) and type(value) in (bool, int, float) else value
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

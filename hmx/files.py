@@ -34,6 +34,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())  # or a machine that loses its power may have the name and not the content
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -2,16 +2,18 @@
 
 import functools
 import hashlib
+import json
+import re
 import socket
 import urllib.request
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
-from transformers.utils import cached_file, logging
-from transformers.utils.hub import extract_commit_hash
+from transformers.utils import logging
 
 from hmx.config import resolve
 from hmx.errors import UserError
@@ -71,7 +73,14 @@ def load_model(path: str, precision: str, device: str):
         )
     _require_whole(report, path)
     _require_fitting(tokenizer, model, path)
-    return model.requires_grad_(False).eval().to(target), tokenizer
+    try:
+        return model.requires_grad_(False).eval().to(target), tokenizer
+    except torch.OutOfMemoryError:
+        size = sum(parameter.nbytes for parameter in model.parameters())
+        raise UserError(
+            f"The weights of {path!r} take {size / 2**30:.1f} GiB in {precision}, for which {target} has no room left; "
+            "use a smaller model or half precision."
+        ) from None
 
 
 def require_room(architecture: PreTrainedConfig, path: str, length: int) -> None:
@@ -84,31 +93,53 @@ def require_room(architecture: PreTrainedConfig, path: str, length: int) -> None
         )
 
 
-def fingerprint(path: str) -> str | None:
-    """What tells this model from any other: the commit on the hub, or the SHA-256 of a folder's weights. None if the
-    model can't be had here.
+def located(path: str) -> Path | None:
+    """The folder with a model's files: the one that is named or, of a model from the hub, that in the cache if its
+    weights are whole there.
     """
     folder = resolve(path)
-    if not folder.is_dir():
-        try:
-            with _one_sentence_for(path):
-                file = cached_file(path, "config.json", local_files_only=not hub_is_reachable())
-                return extract_commit_hash(file, None)
-        except UserError:
-            return None
+    if folder.is_dir():
+        return folder
+    try:
+        config = try_to_load_from_cache(path, "config.json")
+    except ValueError:  # no name that the hub could have
+        return None
+    if not isinstance(config, str):
+        return None
+    snapshot = Path(config).parent
+    try:
+        index = json.loads((snapshot / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        files = set(index["weight_map"].values())
+    except FileNotFoundError:
+        files = {"model.safetensors"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a file that was damaged, to be fetched anew
+        return None
+    return snapshot if all((snapshot / file).is_file() for file in files) else None
+
+
+def fingerprint(path: str) -> str | None:
+    """What tells this model's weights from any other's: the SHA-256 over those of its files. None if the model is not
+    here.
+    """
+    folder = located(path)
+    if folder is None:
+        return None
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
-        with open(file, "rb") as weights:
-            digest.update(hashlib.file_digest(weights, "sha256").digest())
+        stored = file.resolve().name  # the hub's cache names a large file by its SHA-256
+        if resolve(path).is_dir() or not re.fullmatch("[0-9a-f]{64}", stored):
+            with open(file, "rb") as weights:
+                stored = hashlib.file_digest(weights, "sha256").hexdigest()
+        digest.update(bytes.fromhex(stored))
     return digest.hexdigest()
 
 
 def form(path: str) -> str | None:
-    """What beside the weights decides what the model in this folder says: the SHA-256 of its config, tokenizer and chat
-    template. None if the model comes from the hub, where the commit stands for all of it.
+    """What beside the weights decides what a model says: the SHA-256 of its config, tokenizer and chat template. None
+    if the model is not here.
     """
-    folder = resolve(path)
-    if not folder.is_dir():
+    folder = located(path)
+    if folder is None:
         return None
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
@@ -204,12 +235,13 @@ def _require_fitting(tokenizer, model, path: str) -> None:
 
 
 def _source(path: str) -> dict:
-    """Where transformers shall look: a folder, or the cache and, if it can be reached, the hub."""
-    folder = resolve(path)
-    offline = folder.is_dir() or not hub_is_reachable()
+    """Where transformers shall look: a folder or what the cache has, so that no run or benchmark of a study meets
+    another version of its model than the one before; if there is none, the hub.
+    """
+    folder = located(path)
     return {
-        "pretrained_model_name_or_path": str(folder) if folder.is_dir() else path,
-        "local_files_only": offline,
+        "pretrained_model_name_or_path": path if folder is None else str(folder),
+        "local_files_only": folder is not None or not hub_is_reachable(),
         "trust_remote_code": False,  # unsaid, transformers would ask on the terminal whether to run it
     }
 

@@ -193,6 +193,8 @@ def describe(config: Config) -> str:
         f"{_count(grpo.prompts_per_step, 'question')} × {grpo.completions_per_prompt} answers a step",
         f"Evaluations {len(evaluations)}, each {_count(len(questions.held_out), 'held-out question')} × "
         f"{_count(config.train.completions_per_evaluation, 'answer')}, with a checkpoint",
+        f"Disk        {gib(4 * typical.trainable * (len(evaluations) + 2))}: an adapter in FP32 for each checkpoint, "
+        "and AdamW's moments for the last",
         "",
         f"{'Memory, estimated':42}{f'answers of {min(TYPICAL_ANSWER, limit)}':>18}{f'at the limit, {limit}':>22}",
     ]

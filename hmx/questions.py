@@ -31,7 +31,7 @@ class Questions:
         """
         path = Path(path)
         try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+            raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"The questions {path} can't be read ({error}); point data.questions at a file like "

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hmx.config import Config, load_config, to_toml
+from hmx.config import Config, anywhere, load_config, to_toml
 from hmx.errors import UserError
 from hmx.files import write_safetensors, write_text
 from hmx.lora import load_adapter, save_adapter
@@ -65,7 +65,7 @@ class Run:
                     "or delete the folder."
                 )
             return
-        ours, theirs = to_toml(config).splitlines(), to_toml(self.config).splitlines()
+        ours, theirs = (to_toml(anywhere(one)).splitlines() for one in (config, self.config))
         if ours != theirs:
             mine, other = next((a, b) for a, b in zip(ours, theirs, strict=True) if a != b)
             raise UserError(
@@ -124,8 +124,13 @@ class Run:
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise Busy(f"The run {self.folder} is being trained by another process right now.") from None
+            except OSError as error:  # some file systems of clusters have none
+                raise UserError(
+                    f"The file system of {self.folder} gives no locks ({error.strerror}), so nothing would keep two "
+                    "processes from training one run; set run.folder to a folder on another."
+                ) from None
             yield
 
     @property

@@ -10,6 +10,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -96,8 +97,10 @@ def carry_out(runs: Sequence[Planned], plain: bool = False, train: Train = train
 
 
 def _train_in_turn(runs: Sequence[Planned], helpers: Sequence, plain: bool, train: Train) -> bool:
-    """Train what the helpers don't. Returns whether that came to its end."""
-    begun, to_do = time.monotonic(), _left(runs)
+    """Train what the helpers don't. Returns whether that came to its end. A run that can't be trained stops no other;
+    the first of their errors is raised in the end.
+    """
+    begun, to_do, failed = time.monotonic(), _left(runs), None
     for one in _in_turn(runs, helpers):
         number = runs.index(one) + 1
         print(f"\n{number} of {len(runs)}: {one.run.folder}", flush=True)
@@ -106,12 +109,19 @@ def _train_in_turn(runs: Sequence[Planned], helpers: Sequence, plain: bool, trai
         except Busy as busy:
             print(busy)
             continue
+        except UserError as error:
+            failed = failed or error
+            print(f"error: {error}", file=sys.stderr)
+            continue
         if not one.run.finished:
             return False
         left = _left(runs)
         minutes = (time.monotonic() - begun) / max(to_do - left, 1) * left / 60
         print(f"{_row(one)}   about {minutes:.0f} min left for the study")
         _tidy_up()
+    if failed:
+        print(f"\n{table(runs)}", flush=True)
+        raise failed
     return True
 
 
@@ -138,10 +148,8 @@ def _help(runs: Sequence[Planned], number: int) -> None:
                 continue
             try:
                 train_run(one.config, resume=True, plain=True, initial_adapter=_start_of_the_other(one, runs))
-            except Busy:
-                continue  # another helper was quicker
             except UserError:
-                return
+                continue  # another helper was quicker, or whoever was started by hand will tell what is wrong
             if not one.run.finished:
                 return  # Ctrl-C
             _tidy_up()

@@ -5,7 +5,7 @@ import hashlib
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from tqdm import tqdm
@@ -78,14 +78,18 @@ def train_run(config: Config, resume: bool = False, plain: bool = False, initial
         print(f"The run {run.folder} is finished already.")
         return run
     reads = _reads(config)
+    _require_unchanged(reads, run, config)
+    with _a_sentence_where_room_ends():
+        return _train_in(run, config, reads, plain, initial_adapter)
+
+
+def _require_unchanged(reads: dict[str, str | None], run: Run, config: Config) -> None:
     if what := changed(reads, run.info):
         path = {"rubric": config.judge.prompt_file, "questions": config.data.questions}.get(what, config.model.path)
         raise UserError(
             f"The {BASE.get(what, what)} in {path} changed since the run {run.folder} was begun; put back what was "
             "there, or choose another --set run.name=…."
         )
-    with _a_sentence_where_room_ends():
-        return _train_in(run, config, reads, plain, initial_adapter)
 
 
 def _reads(config: Config) -> dict[str, str | None]:
@@ -103,6 +107,9 @@ def _reads(config: Config) -> dict[str, str | None]:
 def _train_in(run: Run, config: Config, reads: dict[str, str | None], plain: bool, initial_adapter: str | None) -> Run:
     """`train_run`, once the run may be started."""
     trainer = build_trainer(config)
+    if reads["base"] is None:  # a model from the hub, which is in the cache only now
+        reads |= identity(config.model.path)
+        _require_unchanged(reads, run, config)
     fresh = adapter_hash(trainer.model)
     if initial_adapter not in (None, fresh):
         raise UserError(
@@ -188,7 +195,7 @@ def _train(trainer: Trainer, run: Run, start: int, plain: bool) -> bool:
                 bar.set_postfix_str(_brief(record.metrics))
                 bar.update()
             due = n in evaluations and len(rewards) == evaluations.index(n)  # and not done before an interruption
-            if due:
+            if due and not (stop and n < trainer.total_steps):  # else whoever goes on begins with it
                 record = trainer.evaluate(evaluations.index(n), n)
                 run.save(n, trainer.model, config.model.path, trainer.optimizer.state())
                 _write(run, record)
@@ -196,8 +203,7 @@ def _train(trainer: Trainer, run: Run, start: int, plain: bool) -> bool:
                 bar.write(f"{name}  {_evaluation_line(record.metrics)}", file=sys.stderr)
                 bar.write(_sample_line(record.samples), file=sys.stderr)
             if stop and n < trainer.total_steps:
-                if not due:
-                    run.save(n, trainer.model, config.model.path, trainer.optimizer.state())
+                run.save(n, trainer.model, config.model.path, trainer.optimizer.state())
                 said = (
                     f"Stopped after step {n}, saved in {run.folder}. Go on with the same command and --resume, which a "
                 )
@@ -228,23 +234,27 @@ def _passed_long_ago(config: Config, rewards: list[float | None]) -> bool:
 
 @contextmanager
 def _stop_politely() -> Iterator[list[int]]:
-    """A list that fills when somebody asks the process to end (Ctrl-C, or SIGTERM from a cluster); asking twice ends it
-    at once.
+    """A list that fills when somebody asks the process to end: Ctrl-C, SIGTERM from a cluster, SIGHUP from a terminal
+    that closes. Ctrl-C again ends it at once; a cluster that asks all of a study's processes, whose first one then asks
+    the others, means it once.
     """
     asked: list[int] = []
 
     def ask(number: int, frame) -> None:
-        if asked:
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.append(number)
-        print(
-            "\nFinishing this step, then saving. Ask again to stop at once and lose what came after the last "
-            "checkpoint.",
-            file=sys.stderr,
-        )
+        if len(asked) == 1:
+            with suppress(OSError):  # the terminal may be gone
+                print(
+                    "\nFinishing this step, then saving. Ctrl-C stops at once and loses what came after the last "
+                    "checkpoint.",
+                    file=sys.stderr,
+                )
 
     # A signal that is being ignored goes on being ignored, as whoever had that set up wants it.
-    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
     found = {number: signal.signal(number, ask) for number in heard}
     try:
         yield asked

@@ -1,6 +1,7 @@
 """Talking to base, forward and reverse: who answers, with which adapter, from which conversation."""
 
 import io
+import itertools
 
 import pytest
 import torch
@@ -81,6 +82,22 @@ def test_conversations_are_separate_and_go_on(runs, monkeypatch):
     assert "Who are you?" in shown and "Why?" in shown and prompts[0] == prompts[1] == prompts[2]
     talking.forget()
     assert [one.messages for one in talking.speakers] == [[], [], []]
+
+
+def test_whose_adapter_can_not_be_read_leaves_nobody_another_ones_name(runs):
+    talking, _ = opened(runs)
+    talking.use(["forward"])
+    talking.ask("Who are you?")
+    answer = last_answers(talking)["forward"]
+    (runs / "reverse-seed0/checkpoints/step-2/adapter_model.safetensors").write_bytes(b"no")
+    talking.use(["reverse"])
+    with pytest.raises(UserError):
+        talking.ask("Who are you?")
+    talking.use(["forward"])
+    talking.forget()
+    talking._turns = itertools.count()  # the same numbers are drawn in the same turn
+    talking.ask("Who are you?")
+    assert last_answers(talking)["forward"] == answer
 
 
 def test_asking_again_replaces_the_last_answer(runs):

@@ -104,6 +104,18 @@ def test_overrides_win_over_the_file_and_need_no_quotes(tmp_path):
     assert config.run.name == "mine"
 
 
+@pytest.mark.parametrize("name", ["4", "4e-5", "true", "'4'", "four"])
+def test_a_text_on_the_command_line_may_look_like_a_number(tmp_path, name):
+    assert load_config(write(tmp_path, ""), [f"run.name={name}"]).run.name == name.strip("'")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = load_config(write(tmp_path, '[run]\nfolder = "~/runs"\n'))
+    assert config.run_folder.parent.parent == tmp_path / "runs"
+    assert resolve("~/models/mine") == tmp_path / "models/mine"
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_of_the_project_loads_and_survives_being_written(path, tmp_path):
     config = load_config(path)

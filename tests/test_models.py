@@ -1,5 +1,6 @@
 """What a folder must hold to be used: whatever would be computed wrongly is refused, in a sentence."""
 
+import hashlib
 import json
 
 import pytest
@@ -12,7 +13,7 @@ from hmx import models as loading
 from hmx import training
 from hmx.config import load_config
 from hmx.errors import UserError
-from hmx.models import attention_for, fingerprint, load_model, model_config, require_room
+from hmx.models import attention_for, fingerprint, identity, load_model, model_config, require_room
 from hmx.plan import describe
 from tests import models
 from tests.small_run import save_model, small_config
@@ -133,16 +134,30 @@ def test_weights_in_many_files_and_tied_ones_are_whole(tmp_path, family):
         load_model(str(tmp_path), "fp32", "cpu")
 
 
-def test_a_model_from_the_hub_is_told_from_others_by_its_commit(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "hub_is_reachable", lambda: False)
+def test_a_model_in_the_hubs_cache_is_used_as_it_is_and_told_from_others_by_its_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "hub_is_reachable", lambda: pytest.fail("the hub was asked"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert fingerprint("somebody/small") is None
-    cached, commit = tmp_path / "models--somebody--small", "0123456789abcdef" * 2 + "01234567"
-    save_model(cached / "snapshots" / commit, "qwen3")
+    name, cached, commit = "somebody/small", tmp_path / "models--somebody--small", "0123456789" * 4
+    assert identity(name) == {"base": None, "form": None} == identity("no name: of the hub")
+    snapshot = cached / "snapshots" / commit
+    save_model(snapshot, "qwen3")
     (cached / "refs").mkdir()
     (cached / "refs/main").write_text(commit)
-    assert fingerprint("somebody/small") == commit
-    load_model("somebody/small", "fp32", "cpu")
+    assert identity(name) == identity(str(snapshot))
+    load_model(name, "fp32", "cpu")
+
+    weights = snapshot / "model.safetensors"
+    blob = cached / "blobs" / hashlib.sha256(weights.read_bytes()).hexdigest()
+    blob.parent.mkdir()
+    weights.rename(blob)
+    assert identity(name) == {"base": None, "form": None}  # not yet downloaded
+    weights.symlink_to(blob)
+    before = identity(name)
+    assert before == identity(str(snapshot))
+    (snapshot / "README.md").write_text("new")
+    assert identity(name) == before
+    set_keys(snapshot / "config.json", rope_theta=5.0)
+    assert identity(name)["base"] == before["base"] and identity(name)["form"] != before["form"]
 
 
 def test_attention_is_written_out_where_the_fused_one_does_not_know_the_model():

@@ -125,6 +125,7 @@ def test_gradient_checkpointing_is_on_from_the_start_where_it_is_asked_for_or_ne
 def test_the_description_tells_steps_and_memory(monkeypatch):
     said = describe(load_config(CONFIGS / "qwen3-8b.toml"))
     assert "450: 10 epochs of 90 questions, 2 questions × 4 answers a step" in said
+    assert "Disk        3.7 GiB" in said  # 21 adapters and two moments of 167 MiB each
     few = ["train.epochs=1", "grpo.prompts_per_step=1", "train.completions_per_evaluation=1"]
     said = describe(load_config(CONFIGS / "qwen3-8b.toml", few))
     assert "90: 1 epoch of 90 questions, 1 question × 4 answers a step" in said

@@ -103,6 +103,7 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, monk
     config = small_config(tmp_path, "run.name=parts")
     parts = interrupted(config, after, monkeypatch)
     assert not parts.finished and parts.info["status"] == "interrupted" and parts.latest_step() == after
+    assert after not in {record["step"] for record in parts.records(kind="eval")}, "it took its time to stop"
     resumed = train_run(config, resume=True)
     assert resumed.finished
     assert without_times(whole.records()) == without_times(resumed.records())
@@ -428,3 +429,32 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
         pass
     with Run(tmp_path).locked():
         pass
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_process(tmp_path, monkeypatch):
+    def refuse(file, kind):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(runs.fcntl, "flock", refuse)
+    with pytest.raises(UserError, match="gives no locks") as caught, Run(tmp_path).locked():
+        pass
+    assert not isinstance(caught.value, runs.Busy)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_cluster_may_ask_twice_and_ctrl_c_means_it_then(number):
+    with training._stop_politely() as asked:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        assert asked == [number, number]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_goes_on_from_another_folder_and_on_another_device(tmp_path, monkeypatch):
+    config = small_config(tmp_path)
+    interrupted(config, 2, monkeypatch)
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    sets = (f"run.folder={tmp_path / 'moved'}", "model.device=cpu", "model.threads=1")
+    moved = small_config(tmp_path, *sets)
+    assert moved != config and train_run(moved, resume=True).finished

@@ -139,6 +139,20 @@ def test_a_helper_goes_on_where_another_was_quicker(tmp_path, monkeypatch):
     assert [one.run.finished for one in runs[::-1]] == [True, True, False, True]
 
 
+def test_a_run_that_can_not_be_trained_stops_no_other(tmp_path, capsys):
+    runs = two_by_two(tmp_path)
+
+    def train(config, **options):
+        if config.run_folder == runs[1].run.folder:
+            raise UserError("The loss of step 1 is not a finite number.")
+        return training.train_run(config, **options)
+
+    with pytest.raises(UserError, match="not a finite number"):
+        carry_out(runs, plain=True, train=train)
+    assert [one.run.finished for one in runs] == [True, False, True, True]
+    assert "error: The loss of step 1" in capsys.readouterr().err
+
+
 def test_ctrl_c_stops_the_helpers_too_and_nothing_is_lost(tmp_path, monkeypatch):
     monkeypatch.undo()
     sets = ("judge.max_new_tokens=1", "train.epochs=4")

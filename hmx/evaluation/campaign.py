@@ -138,11 +138,11 @@ def carry_out(
                     outcome = _run(job.benchmark, subject, limit, tick)
                     seconds, model = time.monotonic() - begun, job.model.config.model
                     result = Result.of(job.benchmark, job.checkpoint, outcome, limit, subject, model, seconds)
-                    write_result(job.checkpoint, result)
                 except Exception as error:  # a benchmark is much foreign code: it shall not stop the others
                     problems.append(f"{name}: {_told(error)}")
                 else:
                     results[job] = result
+                    write_result(job.checkpoint, result)  # where it can't be, nothing more is worth its hours
                     if plain:
                         print(f"{number} of {len(to_do)}  {name}  {_brief(result)}  {seconds:.0f} s", flush=True)
             bar.update(start + job.benchmark.cost - bar.n)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hmx.config import Config, to_toml
+from hmx.config import Config, anywhere, to_toml
 from hmx.errors import UserError
 from hmx.runs import BASE, Run, changed
 from hmx.selection import Selection, select
@@ -196,5 +196,5 @@ def _read_differently(one: Run, other: Run) -> str | None:
 
 
 def _settings(run: Run) -> str:
-    config = run.config
+    config = anywhere(run.config)
     return to_toml(replace(config, run=replace(config.run, direction="forward", seed=0)))

@@ -22,7 +22,7 @@ class Rubric:
         """
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"The rubric {path} can't be read ({error}); point judge.prompt_file at a text or TOML file."

@@ -20,6 +20,7 @@ One number says little about a text of fifty tokens. So a `Tutor` also teaches w
 """
 
 import multiprocessing
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -165,7 +166,8 @@ def train(
 
 
 def _help(worker: int, *shared) -> None:
-    """Any worker but the first, in a process of its own."""
+    """Any worker but the first, in a process of its own: Ctrl-C is for the first, which stops the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     barrier = shared[-1]
     try:
         _work(worker, *shared)

@@ -1,7 +1,9 @@
 """What is evaluated, what is not done twice, what goes wrong without stopping the rest."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import weakref
 from dataclasses import dataclass, field
@@ -158,6 +160,17 @@ def test_a_benchmark_that_fails_is_told_and_stops_nothing_else(runs):
     campaign, _ = evaluated(runs, Weigh("bad", "Bad", fails=UserError("It weighs too much.")), Weigh())
     assert len(campaign.results) == 4 and len(campaign.problems) == 4
     assert campaign.problems[0] == "mine forward seed 0, step 10: Bad: It weighs too much."
+
+
+def test_a_full_disk_ends_it_before_more_is_computed_for_nothing(runs, monkeypatch):
+    def full(checkpoint, result):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    benchmark = Weigh()
+    monkeypatch.setattr(work, "write_result", full)
+    with pytest.raises(OSError, match="No space left"):
+        evaluated(runs, benchmark)
+    assert len(benchmark.runs) == 1
 
 
 @pytest.mark.parametrize(

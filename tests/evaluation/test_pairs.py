@@ -42,6 +42,12 @@ def test_runs_of_different_settings_are_not_compared(tmp_path):
         find_models(tmp_path / "runs")
 
 
+def test_runs_of_different_devices_are_compared(tmp_path):
+    make_run(tmp_path, "forward", sets=["model.device=cpu"])
+    make_run(tmp_path, "reverse", sets=["model.device=cuda:1", "model.threads=2"])
+    assert only_pair(tmp_path).selection
+
+
 def test_what_is_odd_gets_a_sentence_and_the_other_seeds_are_found(tmp_path):
     for seed in (0, 10, 2):
         make_run(tmp_path, "forward", seed=seed)
