@@ -5,10 +5,10 @@ Three kinds, in the proportions in which `build` asks for them:
 * *policy*: an interview question and an answer of known strength, mostly a detached one;
 * *judge*: the rubric's turn and "Score: …", the grade being the world's truth. Answers of every strength alike are
   graded as they are, and once more spoilt (`damage`), so that what makes the difference can be learned; some texts come
-  from files of what policies wrote while they were fooling an earlier judge. In many of the questions words are
+  from a file of what policies wrote while they were fooling earlier judges. In many of the questions words are
   exchanged for others, since the grade must not depend on whether the question is a familiar one.
-* *reader*: such texts alone, without rubric, question and reply: more sentences for as much computing. Half of those
-  that are not spoilt are no answers but `remarks`.
+* *reader*: such texts alone, without rubric, question and reply: more sentences for as much computing. Half of
+  them are or were no answers but `remarks`.
 """
 
 import json
@@ -27,9 +27,7 @@ _FOUND = 0.1
 _NOISY, _MISHEARD = 0.4, 0.1
 """How many questions have words exchanged: the judge's, and the interviewee's."""
 _REMARKS = 0.5
-"""How many of the reader's whole texts are `remarks`: so everyday sentences that an answer seldom has become as known
-as the others.
-"""
+"""How many of the reader's whole texts are `remarks`: so what an answer seldom says becomes known too."""
 _REASONED = 0.3
 """How many of the judge's replies go on to the reason; the others end behind the score, where a grader stops too."""
 _BANDS = (

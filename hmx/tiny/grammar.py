@@ -128,7 +128,7 @@ class _Reading:
     memo: dict[tuple[str, int], dict[int, int]] = field(default_factory=dict)
     furthest: int = 0
     met: dict[int, list[_Node]] | None = None
-    """Where that is wanted, of each place in the sentence the places in lists that it may be."""
+    """Where that is wanted, of each place in the sentence the places in lists at which a reader may be there."""
 
 
 class Grammar:
@@ -206,8 +206,8 @@ class Grammar:
         return words, self._clip(name, strength)
 
     def make_with(self, starts: tuple[str, ...], talk: Talk, rng: random.Random) -> list[str]:
-        """Draw a phrase for one of the lists `starts` that goes through some alternative below them, all of which are
-        drawn alike often.
+        """Draw a phrase for one of the lists `starts` that goes through an alternative drawn from all of theirs and of
+        the lists below: rare ones as often as others, each as often as it counts in its list.
         """
         if starts not in self._below:
             self._below[starts] = self._ways_down(starts)
@@ -246,8 +246,11 @@ class Grammar:
         odd: float = 0.0,
         path: list[tuple[str, Alternative]] | None = None,
     ) -> tuple[list[str], int]:
-        """Draw what stands in an alternative's slots: its words and its strength. Of `path`, alternatives with their
-        lists, the last goes into the slot for it, and the others on into its own slots.
+        """Draw what stands in an alternative's slots: its words and its strength.
+
+        Args:
+            path: alternatives to go through, each with its list, the one that stands deepest first. Each is taken off
+                and put into the first slot for its list.
         """
         mood = rng.choice(("good", "bad"))
         words: list[str] = []

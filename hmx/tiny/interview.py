@@ -82,7 +82,7 @@ def sentence(talk: Talk, strength: int, voice: Voice, rng: random.Random) -> str
 
 
 def remarks(rng: random.Random) -> str:
-    """One to three sentences, in which all alternatives of the grammar are met alike often. In an `answer` some are
+    """One to three sentences, each through an alternative drawn from all those of the grammar. In an `answer` some are
     met a thousand times as often as others.
     """
     voice = rng.choice(VOICES)
