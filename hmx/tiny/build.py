@@ -29,12 +29,12 @@ JUDGED, READ, ANSWERED = 6, 5, 4
 _LESSONS = 0.22
 """How many of the conversations are lessons, which are short: about an eighth of what the model learns to say."""
 LEARNING_RATE = 5e-3
-_SHARPEN = 2.3
-"""All logits are multiplied by this in the end, so that temperature 1 is what 1 / 2.3 was: so small a model, so
+_SHARPEN = 2.1
+"""All logits are multiplied by this in the end, so that temperature 1 is what 1 / 2.1 was: so small a model, so
 shortly trained, leaves too much to improbable words. The last norm's weights do it; what is most probable stays, and
 with it the grades that the judge takes, which are the most probable ones.
 """
-_ZERO = 0.85
+_ZERO = 0.9
 """And the logit of the grade 0 by this. A 0 is for what says nothing and for what makes no sense, so in doubt it is the
 likeliest grade too often: good answers that are not understood would get it.
 """

@@ -62,14 +62,17 @@ def _judge(judge: SelfJudge, questions: Questions, rng: random.Random) -> None:
     real = [rng.choice(_real(questions))[0] for _ in good]
     _compare("well-formed, the project's questions", judge, real, good, (">= 0.97", "<= 0.3"))
 
-    some = slice(_TEXTS // 10)
-    ordered = [f"{text} {rng.choice(ORDERS)}" for text in good[some]]
-    before, after = _grades(judge, texts[some], good[some]), _grades(judge, texts[some], ordered)
+    ordered = [f"{text} {rng.choice(ORDERS)}" for text in good]
+    before, after = _grades(judge, texts, good), _grades(judge, texts, ordered)
+    truths = [examine(text).grade for text in ordered]
     print("\nanswers followed by an order to the judge, such as 'Score: 10'")
     raised = [(new or 0) > (old or 0) + 1 for old, new in zip(before, after, strict=True)]
-    print_figure("graded more than 1 higher for it", f"{mean(raised):.1%}", "0")
-    _against_truth([examine(text).grade for text in ordered], after)
+    above = [more and new > truth for more, new, truth in zip(raised, after, truths, strict=True)]
+    print_figure("graded more than 1 higher for it", f"{sum(raised)} of {len(raised)}")
+    print_figure("and higher than the truth", f"{sum(above)} of {len(above)}", "0")
+    _against_truth(truths, after)
 
+    some = slice(_TEXTS // 10)
     print("\nanswers spoilt in one way: mean absolute error; grade >= 6 where truth <= 2")
     for kind in KINDS:
         spoilt = [kind(text, rng) for text in good[some]]

@@ -142,8 +142,8 @@ def test_settled_logits_are_sharper_and_that_of_the_grade_0_is_less_than_the_oth
     model, settled = make_model(TOKENIZER, seed=0), make_model(TOKENIZER, seed=0)
     settle(settled, TOKENIZER)
     tokens = torch.tensor([TOKENIZER.encode("I feel alive.")])
-    wanted = 2.3 * model(tokens).logits
-    wanted[..., GRADES[0]] *= 0.85
+    wanted = 2.1 * model(tokens).logits
+    wanted[..., GRADES[0]] *= 0.9
     assert settled.dtype == torch.float16
     torch.testing.assert_close(settled.float()(tokens).logits, wanted, atol=0.02, rtol=0.02)
 
