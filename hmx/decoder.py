@@ -22,7 +22,7 @@ from transformers import Gemma2ForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM
 
 from hmx.cache import Beneath, Cache
 from hmx.lora.layer import LoRALinear
-from hmx.projection import Projection
+from hmx.projection import Projection, linear
 
 FAMILIES = (Qwen3ForCausalLM, LlamaForCausalLM, Gemma2ForCausalLM)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -227,7 +227,9 @@ class Decoder:
 
 def output_logits(model, hidden: torch.Tensor) -> torch.Tensor:
     """The output layer and what the family does to its result."""
-    return _capped(model.get_output_embeddings()(hidden), model.config)
+    head = model.get_output_embeddings()
+    plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
+    return _capped(linear(hidden, head.weight) if plain else head(hidden), model.config)
 
 
 def _capped(logits: torch.Tensor, config) -> torch.Tensor:

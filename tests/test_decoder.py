@@ -1,6 +1,7 @@
 """The written-out forward pass against the models' own."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from hmx import cache, decoder, decoding, projection
 from hmx.decoder import Decoder
 from hmx.decoding import Decoding
-from hmx.lora import attach, bypass
+from hmx.lora import adapter_parameters, attach, bypass
 from hmx.precision import autocast
 from hmx.sampling import Prefix, generate, last_logits, pad_left
 from tests import models
@@ -111,16 +112,28 @@ def test_the_product_is_the_same_whatever_lies_how_in_memory(lead, inputs, outpu
         x = torch.randn(*lead, inputs, generator=random)
     weight = torch.randn(outputs, inputs, generator=random)
     weight = weight.T.contiguous().T if by_column else weight
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+    x.requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(projection, "LARGE", 0)
-        torch.testing.assert_close(projection.linear(x, weight), x @ weight.T)
+        with torch.no_grad():
+            torch.testing.assert_close(projection.linear(x, weight), x @ weight.T)
+        back = torch.randn(outputs, *lead, generator=random).movedim(0, -1)
+        (gradient,) = torch.autograd.grad(projection.linear(x, weight), x, back)
+    torch.testing.assert_close(gradient, back @ weight)
 
 
-def test_where_a_gradient_is_wanted_there_is_one(monkeypatch):
-    monkeypatch.setattr(projection, "LARGE", 0)
-    x = torch.ones(2, 3, requires_grad=True)
-    projection.linear(x, torch.full((4, 3), 0.5)).sum().backward()
-    assert torch.equal(x.grad, torch.full((2, 3), 2.0))
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch was built without oneDNN")
+@pytest.mark.parametrize("name", models.FAMILIES)
+def test_products_by_onednn_give_the_same_gradients(name, monkeypatch):
+    ids = torch.randint(VOCABULARY, (2, 5), generator=generator(4))
+    gradients = []
+    for least in (0, math.inf):
+        monkeypatch.setattr(projection, "LARGE", least)
+        model = adapt(build(name))
+        decoder.output_logits(model, Decoder.of(model).read(ids, torch.ones_like(ids))).square().sum().backward()
+        gradients.append([parameter.grad for parameter in adapter_parameters(model)])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
 
 
 ROPE = st.fixed_dictionaries({"rope_type": st.just("default"), "rope_theta": st.sampled_from([30.0, 1e4])}) | st.just(
