@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from hmx.card import model_card
 from hmx.config import resolve
@@ -56,13 +56,14 @@ def export_merged(run: Run, step: int, target: Path) -> float:
             model.config.tie_word_embeddings = False
         layer.base.weight = nn.Parameter(layer.merged_weight(), requires_grad=False)
     detach(model)
+    # A base without generation config did not say where its turns end. The merged model shall; and some bases have one
+    # that transformers refuses to write.
+    generation = model.generation_config.to_diff_dict() | {"eos_token_id": list(end_of_turn_ids(model, tokenizer))}
+    model.generation_config = GenerationConfig()
     with made_whole(target) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        # A base without generation config did not say where its turns end. The merged model shall.
-        told = folder / "generation_config.json"
-        ends = {"eos_token_id": list(end_of_turn_ids(model, tokenizer))}
-        write_text(told, json.dumps(json.loads(told.read_text(encoding="utf-8")) | ends, indent=2) + "\n")
+        write_text(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
         write_text(folder / "README.md", model_card(run, step, merged=True))
         dtype, device, attention = model.dtype, model.device, attention_for(model.config)
         del model
