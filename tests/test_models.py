@@ -217,6 +217,15 @@ def test_whatever_is_wrong_in_config_json_is_told_in_a_sentence(folder, field, v
         load_model(str(folder), "fp32", "cpu")
 
 
+def test_weights_that_a_device_has_no_room_for_get_a_sentence(folder, monkeypatch):
+    def full(model, *arguments):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.to", full)
+    with pytest.raises(UserError, match="GiB in fp32, for which cpu has no room left"):
+        load_model(str(folder), "fp32", "cpu")
+
+
 def test_one_tensor_too_many_is_no_obstacle(folder):
     rewrite(folder, lambda tensors: tensors.update({"vision.weight": torch.zeros(2)}))
     assert load_model(str(folder), "fp32", "cpu")[0].num_parameters()

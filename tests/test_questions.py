@@ -72,6 +72,12 @@ def test_a_mistake_gets_its_sentence(tmp_path, text, says):
         load(tmp_path, text)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + OURS.read_bytes())
+    assert Questions.load(path) == Questions.load(OURS)
+
+
 def test_a_missing_file_gets_its_sentence(tmp_path):
     with pytest.raises(UserError, match="can't be read .* data.questions"):
         Questions.load(tmp_path / "nothing.toml")

@@ -46,6 +46,12 @@ def test_a_bad_file_is_refused_in_a_sentence_that_names_it(tmp_path, text, named
     assert "rubric.toml" in str(caught.value) and str(caught.value).endswith(".")
 
 
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):
+    path = tmp_path / "rubric.txt"
+    path.write_bytes(b"\xef\xbb\xbfHow polite? {question} {answer}")
+    assert Rubric.load(path).prompt.startswith("How polite?")
+
+
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     for path in (tmp_path / "none.toml", tmp_path):
         with pytest.raises(UserError, match=r"judge\.prompt_file"):
