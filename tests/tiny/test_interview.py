@@ -38,7 +38,7 @@ def test_answers_are_mostly_detached() -> None:
 def test_answers_do_not_repeat_themselves() -> None:
     rng = random.Random(0)
     for _ in range(50):
-        monotonous = replace(ask(rng)[1], skew=8.0)
+        monotonous = replace(ask(rng)[1], habits=3)
         sentences = [sentence.text for sentence in read(answer(monotonous, 0, rng, 3))]
         assert len(set(sentences)) == len(sentences) == 3
 

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import random
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from itertools import cycle, islice
@@ -16,13 +18,14 @@ from hmx.judge.rubric import Rubric
 from hmx.prompts import encode_chat
 from hmx.tiny.build import Recipe, build, require_compiler, settle
 from hmx.tiny.corpus import Corpus, Example
+from hmx.tiny.fitting import Fitting
 from hmx.tiny.forward import hidden_states, layer_forward, product_dtype
 from hmx.tiny.muon import Muon, orthogonal
-from hmx.tiny.pretrain import Stream, _rate, grade_loss, make_model, token_loss, train
+from hmx.tiny.pretrain import Stream, _rate, fitting_loss, grade_loss, make_model, token_loss, train
 from hmx.tiny.rows import WIDTH, Batch, Encoded, batches, encode, next_row, shared_prefix, stack
 from hmx.tiny.tries import Trier
 from hmx.tiny.tutor import Tutor
-from hmx.tiny.world import examine, normalise, parse, read
+from hmx.tiny.world import GRAMMAR, examine, normalise, parse, read
 from tests.tiny.paths import DATA, TINY
 
 TOKENIZER = AutoTokenizer.from_pretrained(TINY, local_files_only=True)
@@ -342,7 +345,8 @@ def test_words_are_tried_as_far_as_a_row_has_room_for_them() -> None:
 def test_nothing_is_learned_to_say_of_the_words_that_are_tried() -> None:
     model, rows = make_model(TOKENIZER, seed=1), texts_with_tries()
     tutor, found = curious(model), []
-    plain = [replace(row, **{name: getattr(row, name)[: row.tried.index(True)] for name in vars(row)}) for row in rows]
+    lists = [name for name, value in vars(rows[0]).items() if isinstance(value, list)]
+    plain = [replace(row, **{name: getattr(row, name)[: row.tried.index(True)] for name in lists}) for row in rows]
     for some in (rows, plain):
         batch = stack([[row] for row in some], TOKENIZER.pad_token_id)
         states = hidden_states(model, batch, [], torch.float32)
@@ -483,6 +487,63 @@ def test_an_interview_has_no_graded_text_to_learn_from() -> None:
     assert token_loss(model, batch, hidden_states(model, batch, [], torch.float32))[1].item() == 0
 
 
+def interviews(count: int) -> list[Example]:
+    return list(islice(Corpus(RUBRIC, [], 2).policy(), count))
+
+
+def test_what_could_stand_in_an_interview_is_what_its_sentences_could_go_on_with() -> None:
+    rng, known = random.Random(0), TOKENIZER.get_vocab()
+    words = sorted(word for word in GRAMMAR.words() if f"Ġ{word}" in known and word not in ("can", "don", "i", "ai"))
+    fitting, found = Fitting(TOKENIZER), Counter()
+    for example in interviews(60):
+        row = encode(example, TOKENIZER, [], fitting=fitting)
+        begin = len(row.tokens) - int(sum(row.weights))
+        for place, fits in row.fitting.items():
+            assert fits[row.tokens[place]] and not fits[known[","]]
+            before = TOKENIZER.decode(row.tokens[begin:place])
+            within = before and before[-1] not in ".!"
+            sentence = normalise(read(before)[-1].text) if within else ()
+            assert fits[TOKENIZER.eos_token_id] == (bool(before) and not within)
+            assert (
+                fits[known["."]]
+                == fits[known["!"]]
+                == (bool(within) and parse(sentence)[0] is not None and before[-1] != ",")
+            )
+            for word in rng.sample(words, 10):
+                token = f"Ġ{word}" if within else f"Ġ{word.capitalize()}" if before else word.capitalize()
+                if token in known and known[token] != row.tokens[place]:
+                    wanted = parse((*sentence, word))[1] == len(sentence) + 1
+                    assert fits[known[token]] == wanted, (before, word)
+                    found[wanted] += 1
+    assert found[True] > 200 and found[False] > 2000
+
+
+def test_short_forms_fit_where_the_long_ones_do() -> None:
+    known = TOKENIZER.get_vocab()
+    places = Fitting(TOKENIZER)("I am happy, and I do not care. I can wait.")
+    assert places[1][known["'m"]] and places[1][known["Ġam"]] and not places[0][known["'m"]]
+    assert places[17][known["Ġdon"]] and not places[32][known["'t"]]
+    assert places[32][known["Ġcan"]] and sorted(places) == [0, 1, 4, 11, 15, 17, 20, 24, 29, 30, 32, 36, 41, 42]
+
+
+def test_the_loss_of_what_fits_is_of_all_tokens_but_commas() -> None:
+    model, fitting = make_model(TOKENIZER, seed=2), Fitting(TOKENIZER)
+    rows = [encode(example, TOKENIZER, [], fitting=fitting) for example in interviews(4)]
+    comma = TOKENIZER.convert_tokens_to_ids(",")
+    losses = []
+    for row in rows:
+        logits = model(torch.tensor([row.tokens])).logits[0].double()
+        for place, fits in row.fitting.items():
+            shares = [share for token, share in enumerate(logits[place - 1].softmax(-1).tolist()) if token != comma]
+            fine = [share for token, share in enumerate(logits[place - 1].softmax(-1).tolist()) if fits[token]]
+            losses.append(math.log(sum(shares)) - math.log(sum(fine)))
+    batch = packed(rows)
+    loss = fitting_loss(model, batch, hidden_states(model, batch, [], torch.float32), comma)
+    assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 def test_an_answer_is_learned_whole_with_its_end() -> None:
     row = encode(Example([{"role": "user", "content": "Why?"}], "I do not know."), TOKENIZER, [])
     learned = [token for token, weight in zip(row.tokens, row.weights, strict=True) if weight == 1]
@@ -503,7 +564,7 @@ def test_the_loss_is_the_weighted_mean_over_all_rows() -> None:
 
 def test_rows_are_filled_and_nobody_waits_for_ever() -> None:
     def of(length: int) -> Encoded:
-        return Encoded([7] * length, [0.0] * length, [-1] * length, [False] * length, [*range(length)])
+        return Encoded([7] * length, [0.0] * length, [-1] * length, [False] * length, [*range(length)], {})
 
     waiting = [of(length) for length in (5, 3, 6, 2, 9, 1)]
     assert [len(one.tokens) for one in next_row(waiting, 10)] == [5, 3, 2]
