@@ -11,8 +11,8 @@ from hmx.errors import UserError, command
 @command("Stopped. What was measured is kept; the same command goes on.")
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Looks through the runs, selects each seed's checkpoints by evaluation reward and KL, shows curves "
-        "and answers, puts the benchmarks to the selected checkpoints, and prints forward, reverse and their "
+        description="Looks through the runs, selects each seed's checkpoints by evaluation reward and KL, puts "
+        "the benchmarks to the selected checkpoints, shows curves and answers, and prints forward, reverse and their "
         "difference, mean ± std over seeds: the paper's Tables 4, 5 and 6.",
         epilog="What has been measured is kept beside its run and never measured again; Ctrl-C loses no more than the "
         "benchmark that was running. Tables go to the runs' folder as Markdown, CSV and JSON. Exit code 1: some "
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--suite",
         metavar="NAME,…",
-        help="paper, mini, or benchmarks by name (default: mini for the embedded model, paper for all others)",
+        help="paper, mini, or benchmarks by name (default: mini for runs in the tiny world, paper for all others)",
     )
     parser.add_argument(
         "--limit", type=int, metavar="N", help="only the first N questions of each task; the tables say so on top"
@@ -30,8 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threshold", type=float, metavar="X", help="select by this reward instead of the configs'")
     parser.add_argument("--rule", choices=("paper", "same_step"), help="select by this rule instead of the configs'")
     parser.add_argument("--baseline", action="store_true", help="evaluate the untouched base models too")
-    parser.add_argument("--tables-only", action="store_true", help="evaluate nothing, show what there is")
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help="where the tables go (default: beside the runs)")
+    parser.add_argument("--tables-only", action="store_true", help="put no benchmark to anything, show what there is")
+    parser.add_argument(
+        "--out", metavar="FOLDER", type=Path, help="where tables, curves and answers go (default: beside the runs)"
+    )
     parser.add_argument("--plain", action="store_true", help="no progress bar, a line for each result instead")
     given = parser.parse_args(arguments)
 

@@ -14,8 +14,8 @@ def main(arguments: list[str] | None = None) -> int:
         description="Trains a LoRA adapter with GRPO on grades that the same model, its adapter switched off, gives to "
         "its own answers.",
         epilog="A run is kept in runs/<config name>/<direction>-seed<seed>/. Ctrl-C saves; the same command with "
-        "--resume goes on, and --study does so by itself. Start with configs/tiny.toml, which needs no download and no "
-        "GPU.",
+        "--resume goes on, and --study does so by itself. Exit code 130: stopped, and there is more to do. Start with "
+        "configs/tiny.toml, which needs no download and no GPU.",
     )
     parser.add_argument(
         "--config", required=True, metavar="FILE", help="a TOML file; those in configs/ explain every key"
@@ -52,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="go on with an interrupted run; start it if there is none, leave it if it is finished",
     )
     parser.add_argument(
-        "--plain", action="store_true", help="no progress bar, only a line for each evaluation, as for a log file"
+        "--plain",
+        action="store_true",
+        help="no progress bar, only each evaluation with an answer, as for a log file",
     )
     parser.add_argument(
         "--dry-run",

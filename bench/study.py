@@ -63,7 +63,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options.add_argument("--length", type=int, default=128, metavar="N", help="of training's answers (default: 128)")
     options.add_argument(
-        "--replies", type=int, default=40, metavar="N", help="and contexts of choices, side by side (default: 40)"
+        "--replies",
+        type=int,
+        default=40,
+        metavar="N",
+        help="how many replies are written, and contexts of choices scored, side by side (default: 40)",
     )
     given = options.parse_args(arguments)
     prepare(given)

@@ -13,15 +13,13 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from hmx.config import Config, resolve
 from hmx.errors import UserError, command
 from hmx.evaluation.pairs import DIRECTIONS, find_pairs
 from hmx.export import chosen_step, require_base
 from hmx.judge import Rubric, SelfJudge
 from hmx.lora import bypass, detach, load_adapter
-from hmx.models import load_model
+from hmx.models import load_model, use_threads
 from hmx.prompts import Message, decode, encode_chat, end_of_turn_ids, pad_id
 from hmx.randomness import stream
 from hmx.runs import Run
@@ -96,10 +94,16 @@ class Chat:
             self._show("Nothing has been asked yet.\n")
             return
         turn, question = self._asked
-        for speaker in self.active:
-            if speaker.turn == turn:  # not who was switched off then, or stopped
-                speaker.messages, speaker.turn = speaker.messages[:-2], None
-        self.ask(question)
+        # Not who was switched off then, or stopped.
+        before = [(speaker, speaker.messages) for speaker in self.active if speaker.turn == turn]
+        for speaker, messages in before:
+            speaker.messages, speaker.turn = messages[:-2], None
+        try:
+            self.ask(question)
+        finally:
+            for speaker, messages in before:
+                if speaker.turn is None:  # no answer this time: what was said before stands
+                    speaker.messages, speaker.turn = messages, self._asked[0]
 
     def grade(self) -> None:
         """The base model's grades of the last answers, and its reasons."""
@@ -261,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("the question of --ask is empty")
     config, speakers = speakers_of(given.runs, given.checkpoint)
     chat = Chat(config, speakers, given.seed, lambda text: print(text, end="", flush=True))
-    torch.set_num_threads(config.model.threads or torch.get_num_threads())
+    use_threads(config.model.threads)
     if given.ask is not None:
         chat.ask(_readable(given.ask))
         if given.grade:

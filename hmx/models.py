@@ -49,6 +49,17 @@ def use(device: torch.device) -> None:
         torch.backends.cuda.enable_cudnn_sdp(False)
 
 
+def use_threads(number: int) -> None:
+    """Compute on a CPU with so many threads; 0 is PyTorch's own choice."""
+    own = _own_choice()  # before it is changed
+    torch.set_num_threads(number or own)
+
+
+@functools.cache
+def _own_choice() -> int:
+    return torch.get_num_threads()
+
+
 def load_model(path: str, precision: str, device: str):
     """The frozen model in evaluation mode, and its tokenizer.
 

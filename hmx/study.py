@@ -84,16 +84,31 @@ def carry_out(runs: Sequence[Planned], plain: bool = False, train: Train = train
         helper.start()
     if helpers:
         print(f"\nBeside what is shown here {len(helpers)} more train in silence, beginning with the last.")
-    try:
-        if not _train_in_turn(runs, helpers, plain, train):
-            return False
-    finally:
-        for helper in helpers:
-            if helper.is_alive():
-                helper.terminate()  # which it takes as a request to save and stop
-                helper.join()
+    with _ended_as_by_ctrl_c():
+        try:
+            if not _train_in_turn(runs, helpers, plain, train):
+                return False
+        finally:
+            for helper in helpers:
+                if helper.is_alive():
+                    helper.terminate()  # which it takes as a request to save and stop
+                    helper.join()
     print(f"\n{table(runs)}\n\n{selections(runs)}")
     return all(one.run.finished for one in runs)
+
+
+@contextlib.contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP do between runs what Ctrl-C does: else the helpers would go on alone. A run that is being
+    trained hears them itself.
+    """
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    found = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in found.items():
+            signal.signal(number, handler)
 
 
 def _train_in_turn(runs: Sequence[Planned], helpers: Sequence, plain: bool, train: Train) -> bool:
@@ -190,12 +205,16 @@ def selections(runs: Sequence[Planned]) -> str:
 def _row(one: Planned) -> str:
     records = one.run.records()
     last = next((record for record in reversed(records) if record["kind"] == "eval"), None)
-    reward = "–" if last is None or last["eval_reward"] is None else f"{last['eval_reward']:.2f}"
-    kl = "–" if last is None or last["eval_kl"] is None else f"{last['eval_kl']:.3f}"
-    minutes = sum(record["seconds"] for record in records) / 60
+    reward, kl = ((last or {}).get(key) for key in ("eval_reward", "eval_kl"))
+    minutes = sum(record.get("seconds") or 0.0 for record in records) / 60
     state = "finished" if one.run.finished else "to do" if not one.run.exists else "begun"
     steps, which = f"{one.done} / {one.steps}", one.config.run
-    return f"{which.seed:4d}  {which.direction:9}  {steps:>11}  {reward:>6}  {kl:>6}  {minutes:6.1f}  {state}"
+    shown = f"{_number(reward, 2):>6}  {_number(kl, 3):>6}"
+    return f"{which.seed:4d}  {which.direction:9}  {steps:>11}  {shown}  {minutes:6.1f}  {state}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _start_of_the_other(one: Planned, runs: Sequence[Planned]) -> str | None:

@@ -140,6 +140,28 @@ def test_asking_again_takes_back_nothing_but_answers_to_that_question(runs, monk
     assert asked == [["One?", "Two?", "Three?"]] * 3
 
 
+def test_who_is_stopped_before_answering_again_keeps_the_answer_there_was(runs, monkeypatch):
+    talking, _ = opened(runs)
+    talking.ask("Why?")
+    before = [each.messages for each in talking.speakers]
+    calls = []
+
+    def stopped(model, given, **rest):
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return sample(model, given, **rest)
+
+    monkeypatch.setattr(chat, "generate", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        talking.again()
+    monkeypatch.setattr(chat, "generate", sample)
+    after = [each.messages for each in talking.speakers]
+    assert after[0] != before[0] and after[1:] == before[1:]
+    talking.again()
+    assert [len(each.messages) for each in talking.speakers] == [2, 2, 2]
+
+
 def test_the_base_grades_the_last_answers(runs):
     talking, said = opened(runs)
     talking.grade()

@@ -260,3 +260,12 @@ def test_loading_a_model_uses_its_device(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "use", used.append)
     load_model(str(save_model(tmp_path / "model")), "fp32", "cpu")
     assert used == [torch.device("cpu")]
+
+
+def test_threads_are_as_many_as_asked_for_and_else_what_they_were(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(loading, "_own_choice", lambda: before)
+    loading.use_threads(before + 1)
+    assert torch.get_num_threads() == before + 1
+    loading.use_threads(0)
+    assert torch.get_num_threads() == before

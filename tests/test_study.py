@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import signal
 
 import pytest
 import torch
@@ -170,6 +171,24 @@ def test_ctrl_c_stops_the_helpers_too_and_nothing_is_lost(tmp_path, monkeypatch)
     assert carry_out(runs, plain=True)
     for one, other in zip(runs, whole, strict=True):
         assert without_times(one.run.records()) == without_times(other.run.records())
+
+
+def test_sigterm_between_two_runs_is_heard_as_ctrl_c_is(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminated(config, **options):
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(two_by_two(tmp_path), plain=True, train=terminated)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_table_shows_what_there_is_of_a_run_whose_records_lack_something(tmp_path):
+    one = two_by_two(tmp_path)[0]
+    one.run.folder.mkdir(parents=True)
+    (one.run.folder / "metrics.jsonl").write_text('{"kind": "eval", "step": 0, "seconds": null}\n')
+    assert table([one]).splitlines()[1].split()[-5:] == ["–", "–", "0.0", "to", "do"]
 
 
 def test_a_folder_of_another_config_is_found_before_anything_is_trained(tmp_path):

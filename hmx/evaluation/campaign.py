@@ -20,7 +20,7 @@ from hmx.evaluation.results import Checkpoint, Result, read_result, write_result
 from hmx.evaluation.statistic import Statistic
 from hmx.evaluation.tables import Chosen, Line
 from hmx.lora import detach, load_adapter
-from hmx.models import identity, load_model
+from hmx.models import identity, load_model, use_threads
 from hmx.runs import BASE, changed
 from hmx.text import one_line
 
@@ -281,8 +281,7 @@ def _chosen(pair: Pair) -> Chosen:
 def _load(model: Model) -> Subject:
     """The base model of a config, without adapter."""
     config = model.config.model
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     base, tokenizer = load_model(config.path, config.precision, config.device)
     return Subject.on_card(base, tokenizer)
 

@@ -5,6 +5,7 @@ no sentence: they are improbable one by one, and so are many that would fit, but
 the grammar knows at every place.
 """
 
+from collections import defaultdict
 from functools import cache
 
 import numpy as np
@@ -18,28 +19,30 @@ _CAPITALS = {"i": "I", "ai": "AI"}
 class Fitting:
     """Finds the tokens that could stand at the places of a text.
 
-    Words of several tokens count as if they never fitted, since what begins like one can go on as anything. They are
-    seldom said.
+    A word of several tokens counts as fitting nowhere, since what begins like one can go on as anything; so do "can't"
+    behind its "can", and genitives behind theirs. They are seldom said.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         known = tokenizer.get_vocab()
         self._size, self._end = len(tokenizer), tokenizer.eos_token_id
         self._stops = [known[stop] for stop in ".!"]
-        # A word's tokens by where it stands: at the text's beginning, at that of a later sentence, within a sentence.
-        self._tokens: tuple[dict[str, list[int]], ...] = {}, {}, {}
         shorts = [(long.split(), short.split()[0].partition("'")) for long, short in SHORT.items()]
-        begins = [(word, word) for word in sorted(GRAMMAR.words())]
+        begins = [(word, word) for word in GRAMMAR.words()]
         begins += [(long[0], begin) for long, (begin, _, _) in shorts]  # "don" for "do", as in "don't"
+        # A word's tokens by where it stands: at the text's beginning, at that of a later sentence, within a sentence.
+        self._tokens = tuple(defaultdict[str, list[int]](list) for _ in range(3))
         for word, begin in begins:
             written = _CAPITALS.get(begin, begin)
             large = written[0].upper() + written[1:]
             for tokens, text in zip(self._tokens, (large, f"Ġ{large}", f"Ġ{written}"), strict=True):
-                tokens.setdefault(word, []).extend([known[text]] if text in known else [])
+                if text in known:
+                    tokens[word].append(known[text])
         for long, (begin, _, rest) in shorts:
             if not begin.endswith("n"):
                 self._tokens[2][long[1]].append(known[f"'{rest}"])  # "'m" for "am"
         self._packed = cache(self._pack)
+        self._starts = GRAMMAR.following([])[0][0]
 
     def __call__(self, text: str) -> dict[int, np.ndarray]:
         """Where a word or an end stands in a well-formed text, of all tokens whether they could stand there, [V].
@@ -61,12 +64,12 @@ class Fitting:
                     fits[self._end] = form == 1
                     found[len(text[:cut].encode()) - (form == 1)] = fits  # the space before it is the token's
                 number, cut, paused = number + len(expanded), begin + end, not expanded
-            found[len(text.encode())] = self._fits(1, following[0][0])
-            found[len(text.encode())][self._end] = True
+        behind = found[len(text.encode())] = self._fits(1, self._starts)
+        behind[self._end] = True
         return found
 
     def _fits(self, form: int, sets: list[frozenset[str]]) -> np.ndarray:
-        packed = np.bitwise_or.reduce([self._packed(form, words) for words in sets])
+        packed = np.bitwise_or.reduce([self._packed(form, words) for words in set(sets)])
         return np.unpackbits(packed, count=self._size).astype(bool)
 
     def _pack(self, form: int, words: frozenset[str]) -> np.ndarray:

@@ -11,9 +11,11 @@ Four things make it fast enough for a CPU:
   which they share. How many processes there are belongs to the recipe: the weights do not depend on how many cores
   work on it.
 
-Of a grading mainly the grade is learned, and the text that is graded as far as it is well-formed. How far a grade is
-from the truth counts too, and not only whether it is the very one: by likelihood alone every doubtful text gets a 0,
-which is more probable than any one of the other ten grades, though not than all of them together.
+Of an interview it is learned what is said and, beside the very word, that it is one of those which could stand there
+(`hmx.tiny.fitting`). Of a grading mainly the grade is learned, and the text that is graded as far as it is well-formed.
+How far a grade is from the truth counts too, and not only whether it is the very one: by likelihood alone every
+doubtful text gets a 0, which is more probable than any one of the other ten grades, though not than all of them
+together.
 
 One number says little about a text of fifty tokens. So a `Tutor` also teaches what should be found out on the way to it
 (`hmx.tiny.tutor`).
@@ -111,16 +113,19 @@ def fitting_loss(model: Qwen3ForCausalLM, batch: Batch, states: States, comma: i
     """Mean of -log of the probability that a token of an interview is one that could stand there, if it is no comma; 0
     if of no token it is known which could.
     """
-    before = torch.zeros_like(batch.tried[:, 1:])
-    before[batch.placed[:, 0], batch.placed[:, 1] - 1] = True
-    logits = _logits(model, states, before)
+    rows, places = batch.placed.unbind(1)
+    logits = _logits(model, states, (rows, places - 1))
     logits[:, comma] = -torch.inf
     fitting = logits.masked_fill(~batch.fitting, -torch.inf)
     return (logits.logsumexp(-1) - fitting.logsumexp(-1)).sum() / max(len(logits), 1)
 
 
-def _logits(model: Qwen3ForCausalLM, states: States, learned: torch.Tensor) -> torch.Tensor:
-    """The logits [N, V] of the N tokens among a row's second to last that are learned, a mask [R, L - 1]."""
+def _logits(
+    model: Qwen3ForCausalLM, states: States, learned: torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """The logits [N, V] of the N tokens among a row's second to last that are learned: a mask [R, L - 1], or their rows
+    and places.
+    """
     return (states.last[:, :-1][learned] @ model.lm_head.weight.to(states.last.dtype).T).float()
 
 
@@ -134,7 +139,7 @@ class Stream:
     grades: torch.Tensor | None = None
     """In gradings, the tokens of the grades, 0 to 10."""
     comma: int | None = None
-    """In conversations, the token of a comma."""
+    """In conversations, the token of a comma; it is learned there what could stand in an interviewee's reply."""
     silent: bool = False
     """Whether its texts are only read: there is no reply to learn, and all they teach goes through the tutor."""
 

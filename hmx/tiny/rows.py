@@ -28,7 +28,7 @@ _GRADE, _FORM = 0.3, 0.05
 """Weights of a grading's tokens: the grade itself, and the form around it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoded:
     """An example in tokens, without the prefix that it may share with others."""
 
@@ -214,5 +214,5 @@ def stack(rows: list[list[Encoded]], pad_id: int, width: int = WIDTH) -> Batch:
         examples=filled(lambda number, example: [number] * len(example.tokens), -1),
         positions=filled(lambda number, example: example.positions, 0),
         placed=torch.tensor(placed, dtype=torch.long).view(-1, 2),
-        fitting=torch.from_numpy(np.stack(fits)) if fits else torch.zeros(0, 0, dtype=torch.bool),
+        fitting=torch.from_numpy(np.stack(fits)) if fits else torch.zeros(0, 1, dtype=torch.bool),
     )

@@ -51,6 +51,7 @@ SHORT = dict(
         "you are: you're|we are: we're|they are: they're"
     ).split("|")
 )
+"""Words that are contracted, and how."""
 
 _INVERTED = re.compile(
     r"((?:^|, |\bwhy |\bwhat )(?:is|are|do|does|did|would|will|could|should|was|were|has|have|can)) ?not "
