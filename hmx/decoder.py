@@ -208,7 +208,9 @@ class Decoder:
             logits = torch.matmul(query, key.transpose(2, 3)) * self.scale
             logits = torch.tanh(logits / self.softcap) * self.softcap + bias
             mixed = torch.matmul(torch.softmax(logits, dim=-1, dtype=torch.float32).to(value.dtype), value)
-        return layer.out(mixed.reshape(B, self.H, asking, self.D).transpose(1, 2).reshape(B, asking, -1))
+        if asking > 1:
+            mixed = mixed.transpose(1, 2)  # [B, asking, H, D]
+        return layer.out(mixed.reshape(B, asking, -1))
 
     def _rms(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """x / √(mean x² + ε) · weight, computed in FP32. A weight in half precision multiplies what is already rounded

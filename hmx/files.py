@@ -29,13 +29,18 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
     replace_file(path, lambda temporary: temporary.write_bytes(content))
 
 
+def write_through(path: Path) -> None:
+    """Have the system put on the disk what has been written to `path`."""
+    with open(path, "rb") as written:
+        os.fsync(written.fileno())
+
+
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Replace `path` by what `write` puts into the file that it is given."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())  # or a machine that loses its power may have the name and not the content
+        write_through(temporary)  # or a machine that loses its power may have the name and not the content
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -37,23 +37,25 @@ class Projection:
     B: torch.Tensor | None
     """[out, n · r], block-diagonal."""
     scaling: float
+    least: float
+    """How many numbers x must have for oneDNN, see `linear`."""
 
     @classmethod
     def of(cls, *layers: nn.Linear | LoRALinear) -> "Projection":
         weight = stacked([base_of(layer) for layer in layers])
         adapters = [layer for layer in layers if _is_on(layer)]
         if not adapters:
-            return cls(weight, None, None, 0.0)
+            return cls(weight, None, None, 0.0, _least(weight))
         dtype, scaling = weight.dtype, adapters[0].scaling
         if dtype == torch.float32 and weight.device.type == "cpu" and not torch.is_grad_enabled():
-            return cls(_merged(weight, layers), None, None, 0.0)
+            return cls(_merged(weight, layers), None, None, 0.0, _least(weight))
         # In the base's dtype, to which autocast would cast A and B at every use.
         A = torch.cat([layer.lora_A for layer in adapters]).to(dtype)
         blocks = [layer.lora_B if _is_on(layer) else layer.weight.new_zeros(len(layer.weight), 0) for layer in layers]
-        return cls(weight, A, torch.block_diag(*blocks).to(dtype), scaling)
+        return cls(weight, A, torch.block_diag(*blocks).to(dtype), scaling, _least(weight))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        h = linear(x, self.weight)
+        h = _product(x, self.weight, self.least)
         return h if self.A is None else torch.add(h, F.linear(F.linear(x, self.A), self.B), alpha=self.scaling)
 
 
@@ -62,14 +64,18 @@ def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     by oneDNN where there is enough to multiply, which `F.linear` does not use on x86: it takes half of MKL's time, but
     starts more slowly.
     """
-    rows = x.shape[:-1].numel()
-    if rows < 2 or rows * weight.numel() < LARGE or not _has_onednn(weight):
+    return _product(x, weight, _least(weight))
+
+
+def _least(weight: torch.Tensor) -> float:
+    known = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return max(LARGE / len(weight), 2 * weight.shape[1]) if known else math.inf
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, least: float) -> torch.Tensor:
+    if x.numel() < least:
         return F.linear(x, weight)
     return _Product.apply(x, weight) if torch.is_grad_enabled() else _by_onednn(x, weight)
-
-
-def _has_onednn(weight: torch.Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

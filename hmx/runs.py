@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 
 from hmx.config import Config, anywhere, load_config, to_toml
 from hmx.errors import UserError
-from hmx.files import write_safetensors, write_text
+from hmx.files import write_safetensors, write_text, write_through
 from hmx.lora import load_adapter, save_adapter
 
 _STATE = "training_state.safetensors"
@@ -88,8 +88,10 @@ class Run:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"The run's folder {self.folder} can't be made ({error}); see run.folder.") from None
-            write_text(self.folder / "config.toml", to_toml(config))
-            self.note(started=datetime.now(UTC).isoformat(timespec="seconds"), versions=_versions())
+            with self.locked():
+                if not self.exists:  # by somebody who was quicker
+                    write_text(self.folder / "config.toml", to_toml(config))
+                    self.note(started=datetime.now(UTC).isoformat(timespec="seconds"), versions=_versions())
 
     @property
     def config(self) -> Config:
@@ -219,6 +221,9 @@ class Run:
                 shutil.rmtree(left, ignore_errors=True)
             save_adapter(model, temporary, base_model)
             write_safetensors(temporary / _STATE, tensors, {"numbers": json.dumps(numbers)})
+            # Without their lines so far nobody could go on from the checkpoint.
+            for file in filter(Path.exists, (self.folder / "metrics.jsonl", self.folder / "samples.jsonl")):
+                write_through(file)
             if target.exists():  # of the same step, from before an interruption
                 os.replace(target, aside)
             os.replace(temporary, target)

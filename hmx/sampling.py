@@ -76,6 +76,7 @@ class Prefix:
     @torch.no_grad()
     def of(cls, model, tokens: Sequence[int]) -> "Prefix":
         """Run `model` over `tokens` once."""
+        Decoder.of(model)  # which lays the weights out as they will lie from then on: sums must not differ by that
         cache = DynamicCache()
         with autocast(model):
             model(
@@ -148,8 +149,8 @@ def generate(
     # One column more than can be filled: where a row stands that has met its limit.
     tokens = torch.full((rows, longest + 1), pad_id, dtype=torch.int64, device=device)
     mask = torch.zeros(rows, longest + 1, dtype=torch.bool, device=device)
-    ended = torch.zeros(rows, dtype=torch.bool, device=device)  # by its own end-of-turn token or by `stop`
-    finite = torch.ones((), dtype=torch.bool, device=device)
+    stopped = torch.zeros(rows, dtype=torch.bool, device=device)  # by `stop`
+    total = torch.zeros((), device=device)  # of all logits: a finite number if each of them is
     limit = torch.tensor(limits, device=device).repeat_interleave(repeats)  # [B]
     sizes = [(len(prompt), most) for prompt, most in zip(prompts, limits, strict=True)]
     poll = 1 if stop else POLL[device.type]  # for `stop` the tokens are fetched at every step as it is
@@ -162,7 +163,7 @@ def generate(
         order = _longest_first(prompts[first:begun])
         read = [[*prompts[first + place], *guess] for place in order]
         forward = _start(model, decoder, read, pad_id, prefix, room, len(guess) + 1)
-        batch = _Batch.of(forward, first + torch.tensor(order, device=device), repeats, guessed)
+        batch = _Batch.of(forward, first + torch.tensor(order, device=device), repeats, guessed, limit)
         right = batch.rows[batch.active]
         tokens[right, : len(guess)], mask[right, : len(guess)] = guessed, True
         return batch
@@ -177,15 +178,16 @@ def generate(
                 token = sample_token(logits, uniform[row, place], temperature)
             else:
                 token = logits.argmax(dim=-1)
-            finite &= logits.sum(dtype=torch.float32).isfinite()  # as is every summand
+            total += logits.sum(dtype=torch.float32)
             tokens[row, place] = torch.where(active, token, pad_id)
             mask[row, place] = active
             ending = active & torch.isin(token, ends)
             if stop is not None:
-                ending |= active & _stopped(stop, row, tokens[row], place + 1, active)
-            ended[row] |= ending
+                stopping = active & _stopped(stop, row, tokens[row], place + 1, active)
+                stopped[row] |= stopping
+                ending |= stopping
             batch.place = place + active
-            batch.active = active & ~ending & (batch.place < limit[row])
+            batch.active = active & ~ending & (batch.place < batch.limit)
             room -= 1
             if room > 0 and t % poll < poll - 1:
                 batch.step(token)
@@ -212,10 +214,11 @@ def generate(
             else:
                 break
 
-    if not finite:
-        raise UserError("The model's logits are not finite numbers; set model.precision to bf16 or fp32.")
-    used = int(mask.sum(dim=1).max())
-    return Completions(tokens[:, :used], mask[:, :used], ~ended)
+    _require_finite(total)
+    used = mask.sum(dim=1)
+    last = tokens.gather(1, (used - 1).clamp(min=0)[:, None]).squeeze(1)
+    ended = stopped | (used > 0) & torch.isin(last, ends)
+    return Completions(tokens[:, : used.max()], mask[:, : used.max()], ~ended)
 
 
 @torch.no_grad()
@@ -231,7 +234,13 @@ def last_logits(
     with autocast(model):
         read = [prompts[place] for place in order]
         logits = _start(model, Decoder.of(model), read, pad_id, prefix, room=0, last=count).logits
+    _require_finite(logits.sum(dtype=torch.float32))
     return logits[torch.tensor(order, device=logits.device).argsort()]
+
+
+def _require_finite(total: torch.Tensor) -> None:
+    if not total.isfinite():
+        raise UserError("The model's logits are not finite numbers; set model.precision to bf16 or fp32.")
 
 
 def sample_token(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -249,7 +258,8 @@ def sample_token(logits: torch.Tensor, uniform: torch.Tensor, temperature: float
     >>> sample_token(logits, torch.tensor([0.1, 0.6, 0.9], dtype=torch.float64), 1.0).tolist()
     [0, 1, 2]
     """
-    cumulative = torch.softmax(logits.float() / temperature, dim=-1).double().cumsum(dim=-1)  # [B, V]
+    scaled = logits.float() if temperature == 1.0 else logits.float() / temperature
+    cumulative = torch.softmax(scaled, dim=-1).double().cumsum(dim=-1)  # [B, V]
     threshold = uniform[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
@@ -285,13 +295,15 @@ class _Batch:
     """[B] bool, whether they have not ended."""
     place: torch.Tensor
     """[B], how many tokens they have, which is where the next one goes."""
+    limit: torch.Tensor
+    """[B], how many tokens they may have."""
     logits: torch.Tensor
     """[B, V], of the next token."""
 
     @classmethod
-    def of(cls, forward, prompts: torch.Tensor, repeats: int, guessed: torch.Tensor) -> "_Batch":
+    def of(cls, forward, prompts: torch.Tensor, repeats: int, guessed: torch.Tensor, limit: torch.Tensor) -> "_Batch":
         """The completions of the prompts numbered `prompts` [P], which `forward` has read with `guessed` behind them.
-        Where other tokens would be likelier, a row has ended.
+        Where other tokens would be likelier, a row has ended. `limit` is that of every row there is.
         """
         logits = forward.logits  # [P, len(guessed) + 1, V]
         if repeats > 1:
@@ -300,7 +312,7 @@ class _Batch:
             logits = logits[each]  # [B, len(guessed) + 1, V]
         rows = (prompts[:, None] * repeats + torch.arange(repeats, device=logits.device)).flatten()
         right = (logits[:, :-1].argmax(dim=-1) == guessed).all(dim=1)
-        return cls(forward, rows, right, torch.full_like(rows, len(guessed)), logits[:, -1])
+        return cls(forward, rows, right, torch.full_like(rows, len(guessed)), limit[rows], logits[:, -1])
 
     def step(self, token: torch.Tensor) -> None:
         """Add a token [B] to each row."""
@@ -309,12 +321,13 @@ class _Batch:
     def keep(self, rows: torch.Tensor) -> None:
         """Drop all rows but these."""
         self.forward.select(rows)
-        self.rows, self.active, self.place = self.rows[rows], self.active[rows], self.place[rows]
+        for name in ("rows", "active", "place", "limit"):
+            setattr(self, name, getattr(self, name)[rows])
 
     def join(self, other: "_Batch", room: int) -> None:
         """Take in the rows of `other`; at most `room` tokens will follow."""
         self.forward.join(other.forward, room)
-        for name in ("rows", "active", "place", "logits"):
+        for name in ("rows", "active", "place", "limit", "logits"):
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
 
 

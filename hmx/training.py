@@ -193,16 +193,19 @@ def _train(trainer: Trainer, run: Run, start: int, plain: bool) -> bool:
                 _write(run, record := trainer.step(n))
                 bar.set_postfix_str(_brief(record.metrics))
                 bar.update()
+            saved = False
             due = n in evaluations and len(rewards) == evaluations.index(n)  # and not done before an interruption
             if due and not (stop and n < trainer.total_steps):  # else whoever goes on begins with it
                 record = trainer.evaluate(evaluations.index(n), n)
                 run.save(n, trainer.model, config.model.path, trainer.optimizer.state())
+                saved = True
                 _write(run, record)
                 rewards.append(record.metrics["eval_reward"])
                 bar.write(f"{name}  {_evaluation_line(record.metrics)}", file=sys.stderr)
                 bar.write(_sample_line(record.samples), file=sys.stderr)
             if stop and n < trainer.total_steps:
-                run.save(n, trainer.model, config.model.path, trainer.optimizer.state())
+                if not saved:
+                    run.save(n, trainer.model, config.model.path, trainer.optimizer.state())
                 said = (
                     f"Stopped after step {n}, saved in {run.folder}. Go on with the same command and --resume, which a "
                 )

@@ -16,7 +16,7 @@ from hmx.config import load_config
 from hmx.errors import UserError
 from hmx.judge.self_judge import Verdict
 from hmx.lora import adapter_hash, load_adapter
-from hmx.runs import Run
+from hmx.runs import Busy, Run
 from hmx.training import train_run
 from tests.small_run import LengthJudge, small_config, without_times
 
@@ -462,3 +462,46 @@ def test_a_run_goes_on_from_another_folder_and_on_another_device(tmp_path, monke
     sets = (f"run.folder={tmp_path / 'moved'}", "model.device=cpu", "model.threads=1")
     moved = small_config(tmp_path, *sets)
     assert moved != config and train_run(moved, resume=True).finished
+
+
+def test_a_run_that_another_is_starting_is_left_to_it(tmp_path):
+    config = small_config(tmp_path)
+    run = Run(config.run_folder)
+    run.folder.mkdir(parents=True)
+    with run.locked():
+        with pytest.raises(Busy):
+            run.start(config)
+    assert not run.exists
+    run.start(config)
+    noted = run.info
+    Run(config.run_folder).start(config)
+    assert run.info == noted
+
+
+def test_what_was_recorded_is_on_the_disk_before_its_checkpoint(tmp_path, monkeypatch):
+    through = []
+
+    def noted(path):
+        through.append((path.name, Run(path.parent).latest_step()))
+
+    monkeypatch.setattr("hmx.runs.write_through", noted)
+    run = train_run(small_config(tmp_path))
+    assert [before for name, before in through if name == "metrics.jsonl"] == [0, *run.steps()[:-1]]
+
+
+def test_a_stop_in_an_evaluation_saves_once(tmp_path, monkeypatch):
+    saved, save, evaluate = [], Run.save, training.Trainer.evaluate
+
+    def saving(run, step, *rest):
+        saved.append(step)
+        save(run, step, *rest)
+
+    def stopped(trainer, index, step):
+        if step:
+            signal.raise_signal(signal.SIGINT)
+        return evaluate(trainer, index, step)
+
+    monkeypatch.setattr(Run, "save", saving)
+    monkeypatch.setattr(training.Trainer, "evaluate", stopped)
+    run = train_run(small_config(tmp_path))
+    assert not run.finished and len(saved) == len(set(saved)) == 2

@@ -15,7 +15,7 @@ from hmx.decoder import positions
 from hmx.decoding import Decoding
 from hmx.errors import UserError
 from hmx.lora import attach, bypass
-from hmx.sampling import Completions, Prefix, generate, pad_left, sample_token
+from hmx.sampling import Completions, Prefix, generate, last_logits, pad_left, sample_token
 from tests import models
 
 PAD = 0
@@ -490,3 +490,13 @@ def test_logits_that_are_not_finite_are_told(qwen3):
     qwen3.model.model.norm.weight.data[0] = float("nan")
     with pytest.raises(UserError, match="not finite"):
         sample(qwen3.model, [[1, 2]])
+    with pytest.raises(UserError, match="not finite"):
+        last_logits(qwen3.model, [[1, 2]], 1, 0)
+
+
+def test_a_prefix_is_the_same_before_the_first_use_and_after(family):
+    tokens = list(range(1, 20))
+    first = Prefix.of(family.model, tokens)
+    sample(family.model, [[1, 2]])
+    for one, other in zip(first.keys_values, Prefix.of(family.model, tokens).keys_values, strict=True):
+        assert all(map(torch.equal, one, other))

@@ -37,6 +37,16 @@ def parse_score(text: str) -> int | None:
     return int(value) if value.is_integer() and 0 <= value <= 10 and (out_of is None or float(out_of) == 10) else None
 
 
+def parse_cut_off(text: str) -> int | None:
+    """`parse_score` of a reply that met its limit: None, too, if what would have followed may belong to the number.
+
+    >>> parse_cut_off("Score: 1"), parse_cut_off("Score: 1\\nReason: of 1")
+    (None, 1)
+    """
+    grade = parse_score(text)
+    return grade if all(parse_score(text + more) == grade for more in ("0", ".5")) else None
+
+
 def score_is_settled(text: str) -> bool:
     """Whether nothing that could still follow `text` changes `parse_score`: its score line is there and has ended."""
     complete = unicodedata.normalize("NFKC", text).lstrip().rpartition("\n")[0]

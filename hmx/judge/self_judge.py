@@ -12,7 +12,7 @@ import torch
 
 from hmx.config import JudgeConfig
 from hmx.judge.expected import SCORE, GradeLines
-from hmx.judge.parse import parse_score, score_is_settled
+from hmx.judge.parse import parse_cut_off, parse_score, score_is_settled
 from hmx.judge.rubric import Rubric
 from hmx.lora import bypass
 from hmx.memory import Portions
@@ -90,23 +90,21 @@ class SelfJudge:
         return [verdict for part in self._portions(judge, len(prompts), generator) for verdict in part]
 
     def _verdicts(self, prompts: list[list[int]], generator: torch.Generator | None) -> list[Verdict]:
-        verdicts = [Verdict(parse_score(text), text) for text in self._reply(prompts, temperature=0.0)]
+        verdicts = [Verdict(*reply) for reply in self._reply(prompts, temperature=0.0)]
         unreadable = [i for i, verdict in enumerate(verdicts) if verdict.grade is None]
         if unreadable and generator is not None:
-            for i, text in zip(
-                unreadable,
-                self._reply([prompts[i] for i in unreadable], temperature=1.0, generator=generator),
-                strict=True,
-            ):
-                verdicts[i] = Verdict(parse_score(text), text, retried=True)
+            replies = self._reply([prompts[i] for i in unreadable], temperature=1.0, generator=generator)
+            for i, reply in zip(unreadable, replies, strict=True):
+                verdicts[i] = Verdict(*reply, retried=True)
         return verdicts
 
     def _reply(
         self, prompts: list[list[int]], temperature: float, generator: torch.Generator | None = None
-    ) -> list[str]:
+    ) -> list[tuple[int | None, str]]:
+        """The grade and the text of a reply to each prompt."""
         if self._guess and temperature == 0:
             replies = self._generate(prompts, temperature, guess=self._guess)
-            others = [row for row, reply in enumerate(replies) if not reply]
+            others = [row for row, (tokens, _) in enumerate(replies) if not tokens]
             if 2 * len(others) > len(replies):
                 self._guess = []
             if others:
@@ -115,7 +113,8 @@ class SelfJudge:
                     replies[row] = reply
         else:
             replies = self._generate(prompts, temperature, generator)
-        return [decode(self.tokenizer, reply) for reply in replies]
+        texts = [(decode(self.tokenizer, tokens), cut) for tokens, cut in replies]
+        return [(parse_cut_off(text) if cut else parse_score(text), text) for text, cut in texts]
 
     def _generate(
         self,
@@ -123,7 +122,8 @@ class SelfJudge:
         temperature: float,
         generator: torch.Generator | None = None,
         guess: Sequence[int] = (),
-    ) -> list[list[int]]:
+    ) -> list[tuple[list[int], bool]]:
+        """The tokens of each reply, and whether it met its limit."""
         with bypass(self.model):
             completions = generate(
                 self.model,
@@ -137,7 +137,7 @@ class SelfJudge:
                 stop=self._settled if self.stop_after_score else None,
                 guess=guess,
             )
-        return completions.rows()
+        return list(zip(completions.rows(), completions.truncated.tolist(), strict=True))
 
     def _expectations(self, prompts: list[list[int]]) -> list[Verdict]:
         read = self.lines.read

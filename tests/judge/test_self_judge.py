@@ -37,7 +37,7 @@ class Script:
         width = max(map(len, rows))
         tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         mask = torch.tensor([[t < len(row) for t in range(width)] for row in rows])
-        return Completions(tokens, mask, torch.zeros(len(rows), dtype=torch.bool))
+        return Completions(tokens, mask, torch.tensor([len(row) >= options["max_new_tokens"] for row in rows]))
 
 
 @pytest.fixture
@@ -58,6 +58,14 @@ def test_verdicts_are_what_the_replies_say_in_their_order(scripted):
     verdicts = judge.grade(QUESTIONS, ANSWERS, generator())
     assert verdicts == [Verdict(7, "Score: 7"), Verdict(0, "**Score:** 0/10\nReason: empty"), Verdict(10, "10")]
     assert len(script.calls) == 1
+
+
+def test_a_number_that_was_cut_off_is_no_grade(scripted, family):
+    replies = ["Score: 1", "Score: 1\nReason: of 1", "1"]
+    judge, _ = scripted(replies, replies, max_new_tokens=1000)
+    assert [verdict.grade for verdict in judge.grade(QUESTIONS, ANSWERS)] == [1, 1, 1]
+    judge.max_new_tokens = 1
+    assert [verdict.grade for verdict in judge.grade(QUESTIONS, ANSWERS)] == [None, 1, None]
 
 
 def test_it_asks_greedily_about_all_at_once_with_the_adapter_bypassed(scripted, family):
