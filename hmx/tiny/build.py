@@ -15,7 +15,6 @@ from hmx.files import made_whole, require_writable
 from hmx.judge.rubric import Rubric
 from hmx.prompts import encode_chat
 from hmx.tiny.corpus import Corpus, Example, read_found
-from hmx.tiny.fitting import Fitting
 from hmx.tiny.forward import product_dtype
 from hmx.tiny.lessons import lessons
 from hmx.tiny.pretrain import CONTEXT, Stream, make_model, train
@@ -23,7 +22,7 @@ from hmx.tiny.rows import batches, shared_prefix
 from hmx.tiny.tokenizer import train_tokenizer
 from hmx.tiny.tries import Trier
 
-STEPS = 10500
+STEPS = 11000
 """Nearly an hour on two cores of an EPYC (Zen 5), one and a half on two of the Zen 4, three where there is no BF16."""
 JUDGED, READ, ANSWERED = 6, 5, 4
 """Rows of a worker's step: gradings, texts to read, and conversations."""
@@ -67,12 +66,7 @@ class Recipe:
         return [
             Stream("gradings", batches(corpus.judge(), JUDGED, self.tokenizer, self.prefix), self.prefix, grades),
             Stream("texts", batches(texts.reader(), READ, self.tokenizer, [], trier), [], silent=True),
-            Stream(
-                "conversations",
-                batches(talks, ANSWERED, self.tokenizer, [], fitting=Fitting(self.tokenizer)),
-                [],
-                comma=self.tokenizer.convert_tokens_to_ids(","),
-            ),
+            Stream("conversations", batches(talks, ANSWERED, self.tokenizer, []), []),
         ]
 
 
