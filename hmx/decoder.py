@@ -13,6 +13,7 @@ Notation: `B` rows, `Q` new tokens of a row, `S` slots of the cache up to the la
 of keys and values, `D` head dimension, `V` vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +68,10 @@ class Decoder:
         self.windows = {layer.window for layer in self.layers}
         self.softcap = getattr(config, "attn_logit_softcapping", None)
         self.device, self.dtype = self.norm.device, model.get_input_embeddings().weight.dtype
+        # From so many rows of one token on, attention by its formula is quicker than PyTorch's kernel, which is made
+        # for many tokens: in FP32 on several threads of a CPU.
+        threaded = self.device.type == "cpu" and self.dtype == torch.float32 and torch.get_num_threads() > 1
+        self.many = 4 if threaded else math.inf
 
     @classmethod
     def of(cls, model) -> "Decoder | None":
@@ -202,12 +207,14 @@ class Decoder:
             query = query.reshape(B, self.K, -1, self.D)  # [B, K, H / K, D]
         else:
             key, value = (t.repeat_interleave(self.H // self.K, dim=1) for t in (key, value))  # [B, H, S, D]
-        if self.softcap is None:
+        if self.softcap is None and (asking > 1 or B < self.many):
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scale)
         else:
             logits = torch.matmul(query, key.transpose(2, 3)) * self.scale
-            logits = torch.tanh(logits / self.softcap) * self.softcap + bias
-            mixed = torch.matmul(torch.softmax(logits, dim=-1, dtype=torch.float32).to(value.dtype), value)
+            if self.softcap is not None:
+                logits = torch.tanh(logits / self.softcap) * self.softcap
+            shares = torch.softmax(logits + bias, dim=-1, dtype=torch.float32).to(value.dtype)
+            mixed = torch.matmul(shares, value)
         if asking > 1:
             mixed = mixed.transpose(1, 2)  # [B, asking, H, D]
         return layer.out(mixed.reshape(B, asking, -1))

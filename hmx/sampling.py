@@ -259,7 +259,7 @@ def sample_token(logits: torch.Tensor, uniform: torch.Tensor, temperature: float
     [0, 1, 2]
     """
     scaled = logits.float() if temperature == 1.0 else logits.float() / temperature
-    cumulative = torch.softmax(scaled, dim=-1).double().cumsum(dim=-1)  # [B, V]
+    cumulative = torch.softmax(scaled, dim=-1).double().cumsum_(dim=-1)  # [B, V]
     threshold = uniform[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 

@@ -76,6 +76,27 @@ def test_every_steps_logits_are_the_models_own(name, shared):
         assert worst_difference(model, [4, 9, 1], shared=shared) < 1e-5
 
 
+@pytest.mark.parametrize("name", models.FAMILIES)
+def test_on_several_threads_attention_of_many_rows_is_written_out_and_gives_the_same_logits(name, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert worst_difference(adapt(build(name)), [4, 9, 1, 6], shared=5) < 1e-5
+    tokens = []
+    attention = decoder.F.scaled_dot_product_attention
+
+    def noted(query, *rest, **options):
+        tokens.append((len(query), query.shape[2]))
+        return attention(query, *rest, **options)
+
+    monkeypatch.setattr(decoder.F, "scaled_dot_product_attention", noted)
+    model = adapt(build(name))
+    for rows in 3, 4:
+        ids = torch.ones(rows, 2, dtype=torch.long)
+        decoding = Decoding(Decoder.of(model), ids, ids, None, room=1)
+        tokens.clear()
+        decoding.step(torch.ones(rows, dtype=torch.long))
+        assert bool(tokens) == (rows < 4 and decoding.decoder.softcap is None)
+
+
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch was built without oneDNN")
 @pytest.mark.parametrize("name", models.FAMILIES)
 def test_large_matrices_by_onednn_give_the_same_logits(name, monkeypatch):
