@@ -218,7 +218,8 @@ def generate(
     used = mask.sum(dim=1)
     last = tokens.gather(1, (used - 1).clamp(min=0)[:, None]).squeeze(1)
     ended = stopped | (used > 0) & torch.isin(last, ends)
-    return Completions(tokens[:, : used.max()], mask[:, : used.max()], ~ended)
+    width = int(used.max())
+    return Completions(tokens[:, :width], mask[:, :width], ~ended)
 
 
 @torch.no_grad()

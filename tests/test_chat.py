@@ -112,6 +112,18 @@ def test_asking_again_replaces_the_last_answer(runs):
     assert last_answers(same) == before, "the same seed and the same turn give the same answer"
 
 
+def stopped_at(answer: int):
+    """Sampling that is interrupted at the answer of this number, from 1."""
+    calls = itertools.count(1)
+
+    def stopped(model, given, **rest):
+        if next(calls) == answer:
+            raise KeyboardInterrupt
+        return sample(model, given, **rest)
+
+    return stopped
+
+
 def test_asking_again_takes_back_nothing_but_answers_to_that_question(runs, monkeypatch):
     """Who did not hear the last question, or was stopped before answering, keeps its conversation and is asked too."""
     talking, said = opened(runs)
@@ -123,15 +135,7 @@ def test_asking_again_takes_back_nothing_but_answers_to_that_question(runs, monk
     asked = [[m["content"] for m in each.messages if m["role"] == "user"] for each in talking.speakers]
     assert asked == [["One?", "Two?"]] * 3
 
-    calls = []
-
-    def stopped(model, given, **rest):
-        calls.append(given)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return sample(model, given, **rest)
-
-    monkeypatch.setattr(chat, "generate", stopped)
+    monkeypatch.setattr(chat, "generate", stopped_at(3))
     talk(talking, ["Three?"])
     monkeypatch.setattr(chat, "generate", sample)
     assert [len(each.messages) for each in talking.speakers] == [6, 6, 4]
@@ -144,15 +148,7 @@ def test_who_is_stopped_before_answering_again_keeps_the_answer_there_was(runs, 
     talking, _ = opened(runs)
     talking.ask("Why?")
     before = [each.messages for each in talking.speakers]
-    calls = []
-
-    def stopped(model, given, **rest):
-        calls.append(given)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return sample(model, given, **rest)
-
-    monkeypatch.setattr(chat, "generate", stopped)
+    monkeypatch.setattr(chat, "generate", stopped_at(2))
     with pytest.raises(KeyboardInterrupt):
         talking.again()
     monkeypatch.setattr(chat, "generate", sample)
