@@ -36,6 +36,7 @@ SETS = {
     "cuda": (
         "step --model qwen3-0.6b --fixed-length 128 --rounds 4 --warmup 1",
         "generate --model qwen3-0.6b --tokens 128 --batches 1 8 40 --rounds 3 --warmup 1",
+        "generate --model qwen3-0.6b --tokens 128 --batches 1 8 40 --rounds 3 --warmup 1 --compile",
         "generate --model qwen3-8b --tokens 64 --batches 8 --rounds 2 --warmup 1",
         "memory --model qwen3-8b --cap 24 --warmup 0",
         "memory --model llama-3.2-3b --cap 16 --warmup 0 --no-evaluation",

@@ -46,6 +46,7 @@ def parser(name: str, description: str, rounds: int, epilog: str = "") -> argpar
         "--precision", choices=("fp32", "fp16", "bf16"), help="of the weights; default: fp32 on a CPU, fp16 on a GPU"
     )
     made.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU; 0 is PyTorch's own choice")
+    made.add_argument("--compile", action="store_true", help="on a GPU: model.compile = true, for ours")
     made.add_argument("--rounds", type=int, default=rounds, metavar="N", help=f"measured (default: {rounds})")
     made.add_argument("--warmup", type=int, default=2, metavar="N", help="rounds before that, not counted (default: 2)")
     made.add_argument(
@@ -76,6 +77,9 @@ def prepare(given: argparse.Namespace) -> None:
     given.precision = given.precision or ("fp16" if given.device == "cuda" else "fp32")
     if given.threads:
         torch.set_num_threads(given.threads)
+    if given.compile and given.device == "cpu":
+        raise UserError("--compile is for a GPU's decode steps; it goes with --device cuda.")
+    graphs.fuse(given.compile)
 
 
 def require(package: str) -> None:
@@ -186,7 +190,8 @@ def hand_over(measured: dict) -> None:
 def shared_arguments(given: argparse.Namespace) -> list[str]:
     """The options of `parser` as they were given, for a fresh process."""
     names = ("model", "device", "precision", "threads", "rounds", "warmup", "clock")
-    return [word for name in names for word in (f"--{name}", str(getattr(given, name)))]
+    words = [word for name in names for word in (f"--{name}", str(getattr(given, name)))]
+    return [*words, *(["--compile"] if given.compile else [])]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -210,7 +215,8 @@ def keep(name: str, given: argparse.Namespace, measured: dict, variant: str = ""
     """Write what was measured beside the machine that it was measured on; replaces the last result of this kind."""
     threads = f"{torch.get_num_threads()}t" if given.device == "cpu" else ""
     seconds = "cpuseconds" if given.clock == "cpu" else ""
-    parts = (name, given.model, variant, given.device, given.precision, threads, seconds)
+    compiled = "compiled" if given.compile else ""
+    parts = (name, given.model, variant, compiled, given.device, given.precision, threads, seconds)
     path = given.results / ("-".join(filter(None, parts)) + ".json")
     options = {key: value for key, value in vars(given).items() if key != "results"}
     whole = {"benchmark": name, "options": options, "machine": machine(name, given.device), **measured}

@@ -19,7 +19,7 @@ from hmx.evaluation.pairs import DIRECTIONS, find_pairs
 from hmx.export import chosen_step, require_base
 from hmx.judge import Rubric, SelfJudge
 from hmx.lora import bypass, detach, load_adapter
-from hmx.models import load_model, use_threads
+from hmx.models import load_model, set_up
 from hmx.prompts import Message, decode, encode_chat, end_of_turn_ids, pad_id
 from hmx.randomness import stream
 from hmx.runs import Run
@@ -265,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("the question of --ask is empty")
     config, speakers = speakers_of(given.runs, given.checkpoint)
     chat = Chat(config, speakers, given.seed, lambda text: print(text, end="", flush=True))
-    use_threads(config.model.threads)
+    set_up(config.model)
     if given.ask is not None:
         chat.ask(_readable(given.ask))
         if given.grade:

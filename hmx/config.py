@@ -50,6 +50,10 @@ class ModelConfig:
     """auto takes a GPU if there is one; else a device as PyTorch calls it: cpu, cuda, cuda:1."""
     threads: int = key(0, least=0, most=1024)
     """CPU threads of PyTorch; 0 leaves it the choice. Sums over other numbers of threads round differently."""
+    compile: bool = key(False)
+    """On a GPU, let `torch.compile` fuse the small operations of a token's forward pass. The first answers then take
+    longer, and half precision rounds less often.
+    """
 
 
 @dataclass(frozen=True)
@@ -275,7 +279,8 @@ def anywhere(config: Config) -> Config:
     """The config less what says where its run is computed and kept: two runs that differ in nothing else belong
     together, as on a machine with two GPUs.
     """
-    run, model = dataclasses.replace(config.run, folder=""), dataclasses.replace(config.model, device="", threads=0)
+    run = dataclasses.replace(config.run, folder="")
+    model = dataclasses.replace(config.model, device="", threads=0, compile=False)
     return dataclasses.replace(config, run=run, model=model)
 
 

@@ -13,8 +13,11 @@ Notation: `B` rows, `Q` new tokens of a row, `S` slots of the cache up to the la
 of keys and values, `D` head dimension, `V` vocabulary.
 """
 
+import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,24 +35,90 @@ enabled = True
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One transformer block. Norms are weights, see `_norm`; one that its family lacks is None."""
+class Norm:
+    """x / √(mean x² + ε) · weight, computed in FP32. A weight in half precision multiplies what is already rounded to
+    it, one in FP32 what is not: Qwen3 and Llama do the first, Gemma 2 the second.
+    """
 
-    norm: torch.Tensor
+    weight: torch.Tensor
+    """[n], or one for each head [H + K, D]. Gemma 2 stores it less 1. Of a model in FP32 it is times √n."""
+    eps: float
+    small: torch.Tensor | None
+    """√(n ε), of a model in FP32."""
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Norm":
+        gemma, stored = type(module).__name__ == "Gemma2RMSNorm", module.weight
+        weight, eps = 1.0 + stored.float() if gemma else stored, module.eps if gemma else module.variance_epsilon
+        if stored.dtype != torch.float32:
+            return cls(weight, eps, None)
+        n = len(weight)
+        return cls(weight * n**0.5, eps, torch.tensor((n * eps) ** 0.5, device=weight.device))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self.small is not None:
+            # x · √n w / √(|x|² + n ε), the root a hypotenuse: fewer operations than the kernel below is made of on a
+            # CPU.
+            return x * self.weight / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.small)
+        if self.weight.dtype == torch.float32:
+            return (F.rms_norm(x.float(), x.shape[-1:], None, self.eps) * self.weight).to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):  # it would take the rounding out
+            return F.rms_norm(x, x.shape[-1:], None, self.eps) * self.weight
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One transformer block. A norm that its family lacks is None."""
+
+    norm: Norm
     qkv: Projection
-    head_norm: torch.Tensor | None
-    """[H + K, D], of each query and key head: Qwen3."""
+    head_norm: Norm | None
+    """Of each query and key head: Qwen3."""
     out: Projection
-    out_norm: torch.Tensor | None
+    out_norm: Norm | None
     """After attention, before the residual is added: Gemma 2."""
-    mlp_norm: torch.Tensor
+    mlp_norm: Norm
     gate_up: Projection
-    activation: nn.Module
     down: Projection
-    down_norm: torch.Tensor | None
+    down_norm: Norm | None
     """After the MLP, before the residual is added: Gemma 2."""
     window: int | None
     """How many tokens back a token sees, itself included; None for all."""
+
+
+def _add(x: torch.Tensor, h: torch.Tensor, own: Norm | None, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
+    """The residual with `h` added, by its own norm if it has one; and that sum by the `norm` of what comes next."""
+    x = x + (h if own is None else own(h))
+    return x, norm(x)
+
+
+def _turn(heads: torch.Tensor, norm: Norm | None, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Query and key heads [B, Q, H + K, D], normed if their family does, and turned by their position."""
+    if norm is not None:
+        heads = norm(heads)
+    return heads * cos + heads.roll(heads.shape[-1] // 2, dims=-1) * sin
+
+
+def _gate(gate_up: torch.Tensor, activation: nn.Module) -> torch.Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return activation(gate) * up
+
+
+class Between(NamedTuple):
+    """What is computed between the matrix products of a layer."""
+
+    add: Callable
+    turn: Callable
+    gate: Callable
+
+
+PLAIN = Between(_add, _turn, _gate)
+
+
+@functools.cache
+def compiled(backend: str = "inductor") -> Between:
+    """The same with each as one kernel or two, by `torch.compile`."""
+    return Between(*(torch.compile(function, backend=backend) for function in PLAIN))
 
 
 class Decoder:
@@ -59,15 +128,14 @@ class Decoder:
         config = model.config
         self.model, self.layers = model, [_layer(layer, config) for layer in model.model.layers]
         self.head = Projection.of(model.get_output_embeddings())
-        self.norm, self.eps = _norm(model.model.norm), config.rms_norm_eps
-        attention = model.model.layers[0].self_attn
+        self.norms = [*(layer.norm for layer in self.layers), Norm.of(model.model.norm)]  # of layers, and the last
+        attention, self.activation = model.model.layers[0].self_attn, model.model.layers[0].mlp.act_fn
         self.K, self.D, self.scale = config.num_key_value_heads, attention.head_dim, attention.scaling
         self.H = config.num_attention_heads
-        sizes = config.hidden_size, self.D  # what norms are taken over, see `_rms`
-        self.small = {n: torch.tensor((n * self.eps) ** 0.5, device=self.norm.device) for n in sizes}
         self.windows = {layer.window for layer in self.layers}
         self.softcap = getattr(config, "attn_logit_softcapping", None)
-        self.device, self.dtype = self.norm.device, model.get_input_embeddings().weight.dtype
+        embedding = model.get_input_embeddings().weight
+        self.device, self.dtype = embedding.device, embedding.dtype
         # From so many rows of one token on, attention by its formula is quicker than PyTorch's kernel, which is made
         # for many tokens: in FP32 on several threads of a CPU.
         threaded = self.device.type == "cpu" and self.dtype == torch.float32 and torch.get_num_threads() > 1
@@ -146,6 +214,7 @@ class Decoder:
         biases: dict,
         cache: Cache | Beneath | None,
         last: int | None = None,
+        between: Between = PLAIN,
     ) -> torch.Tensor:
         """The last hidden states [B, Q, hidden], or of the `last` tokens alone [B, last, hidden]: in the top layer the
         others need no more than their keys and values.
@@ -155,21 +224,22 @@ class Decoder:
             rope: [B, Q, 2, D], rows of `rope_table`.
             biases: by a layer's window, what is added to its attention logits [B, 1, Q, S].
             cache: the keys and values of what came before; those of `ids` are added to it.
+            between: how to compute what is between the matrix products.
         """
         x = self.model.get_input_embeddings()(ids)
         cos, sin = rope[:, :, None].unbind(dim=-2)  # [B, Q, 1, D], for all heads
+        h = self.norms[0](x)
         for i, layer in enumerate(self.layers):
             asking = last if last and layer is self.layers[-1] else ids.shape[1]
-            h = self._attention(i, layer, self._rms(x, layer.norm), cos, sin, biases[layer.window], cache, asking)
+            h = self._attention(i, layer, h, between.turn, cos, sin, biases[layer.window], cache, asking)
             if asking < ids.shape[1]:
                 x = x[:, -asking:]
-            x = x + (h if layer.out_norm is None else self._rms(h, layer.out_norm))
-            gate, up = layer.gate_up(self._rms(x, layer.mlp_norm)).chunk(2, dim=-1)
-            h = layer.down(layer.activation(gate) * up)
-            x = x + (h if layer.down_norm is None else self._rms(h, layer.down_norm))
+            x, h = between.add(x, h, layer.out_norm, layer.mlp_norm)
+            h = layer.down(between.gate(layer.gate_up(h), self.activation))
+            x, h = between.add(x, h, layer.down_norm, self.norms[i + 1])
         if cache:
             cache.length += ids.shape[1]
-        return self._rms(x, self.norm)
+        return h
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., V], of the tokens behind `hidden` [..., hidden]: what `output_logits` gives."""
@@ -186,16 +256,15 @@ class Decoder:
         return torch.stack([cos[0], sin[0]], dim=1)
 
     def _attention(
-        self, i, layer: Layer, x, cos, sin, bias, cache: Cache | Beneath | None, asking: int
+        self, i, layer: Layer, x, turn: Callable, cos, sin, bias, cache: Cache | Beneath | None, asking: int
     ) -> torch.Tensor:
         """What the last `asking` tokens find among all, [B, asking, hidden]."""
         B, Q, _ = x.shape
         heads = layer.qkv(x).view(B, Q, -1, self.D)
         turned, value = heads.split_with_sizes((self.H + self.K, self.K), dim=2)
-        if layer.head_norm is not None:
-            turned = self._rms(turned, layer.head_norm)
-        turned = turned * cos + turned.roll(self.D // 2, dims=-1) * sin
-        query, key = turned.transpose(1, 2).split_with_sizes((self.H, self.K), dim=1)  # [B, heads, Q, D]
+        query, key = (
+            turn(turned, layer.head_norm, cos, sin).transpose(1, 2).split_with_sizes((self.H, self.K), dim=1)
+        )  # [B, heads, Q, D]
         value = value.transpose(1, 2)
         if asking < Q:
             query, bias = query[:, :, -asking:], bias[:, :, -asking:]
@@ -218,20 +287,6 @@ class Decoder:
         if asking > 1:
             mixed = mixed.transpose(1, 2)  # [B, asking, H, D]
         return layer.out(mixed.reshape(B, asking, -1))
-
-    def _rms(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """x / √(mean x² + ε) · weight, computed in FP32. A weight in half precision multiplies what is already rounded
-        to it, one in FP32 what is not: Qwen3 and Llama do the first, Gemma 2 the second.
-        """
-        if x.dtype == torch.float32:
-            # x · √n w / √(|x|² + n ε), √n being in the weight (`_norm`), the root a hypotenuse: fewer operations
-            # than the kernel below is made of on a CPU.
-            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-            return x * weight / torch.hypot(length, self.small[x.shape[-1]])
-        if weight.dtype == torch.float32:
-            return (F.rms_norm(x.float(), x.shape[-1:], None, self.eps) * weight).to(x.dtype)
-        with torch.autocast(x.device.type, enabled=False):  # it would take the rounding out
-            return F.rms_norm(x, x.shape[-1:], None, self.eps) * weight
 
 
 def output_logits(model, hidden: torch.Tensor) -> torch.Tensor:
@@ -294,30 +349,19 @@ def _layer(block: nn.Module, config) -> Layer:
     gemma = config.model_type == "gemma2"
     head_norm = None
     if hasattr(attention, "q_norm"):
-        both = [
-            (_norm(attention.q_norm), config.num_attention_heads),
-            (_norm(attention.k_norm), config.num_key_value_heads),
-        ]
-        head_norm = torch.cat([weight.expand(heads, -1) for weight, heads in both])
+        query, key = Norm.of(attention.q_norm), Norm.of(attention.k_norm)
+        both = (query, config.num_attention_heads), (key, config.num_key_value_heads)
+        head_norm = replace(query, weight=torch.cat([norm.weight.expand(heads, -1) for norm, heads in both]))
     return Layer(
-        norm=_norm(block.input_layernorm),
+        norm=Norm.of(block.input_layernorm),
         qkv=Projection.of(attention.q_proj, attention.k_proj, attention.v_proj),
         head_norm=head_norm,
         out=Projection.of(attention.o_proj),
         # The name is the same in all families, and means the norm before the MLP in two of them.
-        out_norm=_norm(block.post_attention_layernorm) if gemma else None,
-        mlp_norm=_norm(block.pre_feedforward_layernorm if gemma else block.post_attention_layernorm),
+        out_norm=Norm.of(block.post_attention_layernorm) if gemma else None,
+        mlp_norm=Norm.of(block.pre_feedforward_layernorm if gemma else block.post_attention_layernorm),
         gate_up=Projection.of(mlp.gate_proj, mlp.up_proj),
-        activation=mlp.act_fn,
         down=Projection.of(mlp.down_proj),
-        down_norm=_norm(block.post_feedforward_layernorm) if gemma else None,
+        down_norm=Norm.of(block.post_feedforward_layernorm) if gemma else None,
         window=getattr(attention, "sliding_window", None),
     )
-
-
-def _norm(module: nn.Module) -> torch.Tensor:
-    """A norm's weight. Gemma 2 stores it less 1 and multiplies in FP32. Of a model in FP32 it is returned times √n, for
-    n normed values, as `_rms` wants it.
-    """
-    weight = 1.0 + module.weight.float() if type(module).__name__ == "Gemma2RMSNorm" else module.weight
-    return weight * len(weight) ** 0.5 if module.weight.dtype == torch.float32 else weight

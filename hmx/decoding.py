@@ -42,7 +42,9 @@ class Decoding:
                 [F.pad(t.expand(B, -1, -1, -1), (0, 0, 0, Q)) for t in side] for side in zip(*prefix, strict=True)
             )
         else:
-            keys, values = ([decoder.norm.new_zeros(shape, dtype=decoder.dtype) for _ in decoder.layers] for _ in "kv")
+            keys, values = (
+                [torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in decoder.layers] for _ in "kv"
+            )
         lengths, hidden = attention[:, S - Q :].sum(dim=1).tolist(), []
         for first, end in parts(lengths, WORTH[ids.device.type]):
             length = max(lengths[first:end])
@@ -61,7 +63,7 @@ class Decoding:
         to_come = self.position[:, None] + torch.arange(room, device=attention.device)
         # A window counts positions, not slots, of which padding may take some.
         self.slots = torch.cat([positions(attention), to_come], dim=1)  # [B, S + room]
-        self.bias = decoder.norm.new_zeros(B, 1, 1, self.most, dtype=decoder.dtype)
+        self.bias = torch.zeros(B, 1, 1, self.most, dtype=decoder.dtype, device=decoder.device)
         self.bias[:, 0, 0, :S].masked_fill_(attention == 0, -torch.inf)
         self.rope = decoder.rope_table(self.most)
 

@@ -6,6 +6,9 @@ stay where they are: the token comes in through one, the slot of the cache is a 
 looks at all slots there are, those still empty being masked out. When the cache grows by a block or rows are dropped or
 joined, there are new buffers, and the step is recorded anew.
 
+Even so each kernel takes a microsecond or two, however little it computes, and most of them stand between two matrix
+products. `fuse` has them compiled into fewer.
+
 Without a GPU the same steps run unrecorded, which is how the tests hold them against `Decoding`.
 """
 
@@ -15,7 +18,9 @@ import functools
 import torch
 
 from hmx.cache import Cache
+from hmx.decoder import PLAIN, compiled
 from hmx.decoding import Decoding
+from hmx.errors import UserError
 from hmx.memory import say
 
 RECORD_AFTER = 3
@@ -23,6 +28,32 @@ RECORD_AFTER = 3
 
 enabled = True
 """Benchmarks switch this off, and so does a recording that fails."""
+
+fused = False
+"""Whether what is between the matrix products of a step is compiled; set by `fuse`."""
+
+
+def fuse(wanted: bool) -> None:
+    """Compile what is between the matrix products of all steps to come, or don't.
+
+    Raises `UserError` if PyTorch can't compile for the GPU.
+    """
+    global fused
+    if wanted and (reason := why_not_compiled("cuda")):
+        raise UserError(
+            f"model.compile is true, and PyTorch can't compile for this GPU ({reason}). It needs Triton, which comes "
+            "with PyTorch for CUDA, and a C compiler; without them set model.compile to false."
+        )
+    fused = wanted
+
+
+def why_not_compiled(device: str) -> str | None:
+    """What `torch.compile` says when it is tried for a device; None if it works."""
+    try:
+        torch.compile(torch.neg, dynamic=False)(torch.zeros(8, device=device))
+    except Exception as error:  # there are many kinds, by what is missing
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None
 
 
 class StaticCache(Cache):
@@ -93,7 +124,8 @@ class StaticDecoding(Decoding):
                 far = self.slots[:, : self.seen.shape[-1]] <= self.position[:, None] - window  # [B, room]
                 biases[window] = self.seen.masked_fill(far[:, None, None], -torch.inf)
         rope = self.rope.index_select(0, self.position)[:, None]
-        hidden = decoder.hidden(self.token[:, None], rope, biases, self.cache)
+        between = compiled() if fused else PLAIN
+        hidden = decoder.hidden(self.token[:, None], rope, biases, self.cache, between=between)
         self.position += 1
         self.cache.slot += 1
         return decoder.logits(hidden[:, -1])

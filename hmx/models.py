@@ -15,7 +15,8 @@ from huggingface_hub import constants, try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
-from hmx.config import resolve
+from hmx import graphs
+from hmx.config import ModelConfig, resolve
 from hmx.errors import UserError
 from hmx.precision import DTYPES
 from hmx.prompts import encode_question, end_of_turn_ids, require_chat_template
@@ -47,6 +48,14 @@ def use(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def set_up(config: ModelConfig) -> None:
+    """Compute from now on as a config says: with so many threads of a CPU, and with or without compiled kernels in a
+    GPU's decode steps.
+    """
+    use_threads(config.threads)
+    graphs.fuse(config.compile and pick_device(config.device).type == "cuda")
 
 
 def use_threads(number: int) -> None:

@@ -19,7 +19,7 @@ from hmx.grpo.trainer import Trainer
 from hmx.judge import Rubric, SelfJudge
 from hmx.judge.probe import probe
 from hmx.lora import adapter_hash, attach
-from hmx.models import identity, load_model, require_room, use_threads
+from hmx.models import identity, load_model, require_room, set_up
 from hmx.plan import checkpoints
 from hmx.prompts import encode_chat, encode_question
 from hmx.questions import Questions
@@ -32,7 +32,7 @@ def build_trainer(config: Config) -> Trainer:
     """Load the model, attach a fresh adapter drawn from the run's `init` stream, and set up judge and questions."""
     questions = Questions.load(resolve(config.data.questions))
     rubric = Rubric.load(resolve(config.judge.prompt_file))
-    use_threads(config.model.threads)
+    set_up(config.model)
     model, tokenizer = load_model(config.model.path, config.model.precision, config.model.device)
     require_room(model.config, config.model.path, config.sampling.max_sequence_length)
     lora = config.lora

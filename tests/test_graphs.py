@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from hmx import cache, graphs, sampling
-from hmx.decoder import Decoder
+from hmx.decoder import Decoder, compiled
 from hmx.decoding import Decoding
+from hmx.errors import UserError
 from hmx.graphs import StaticDecoding
 from hmx.lora import attach
 from hmx.models import pick_device, use
@@ -129,6 +131,49 @@ def test_what_can_not_be_recorded_runs_step_by_step(error, goes_on, monkeypatch,
 
 
 @pytest.mark.parametrize("name", models.FAMILIES)
+@torch.no_grad()
+def test_fused_steps_give_the_same_logits_and_are_compiled_for_all_layers_at_once(name, monkeypatch):
+    """Nor anew at the next step, for other rows than the second number of them, or with another adapter."""
+    torch.compiler.reset()
+    monkeypatch.setattr(graphs, "fused", True)
+    monkeypatch.setattr(graphs, "compiled", lambda: compiled("aot_eager"))  # traced, but no kernels are made
+    for weights in range(2):
+        growing, static = both(name)
+        rows = torch.tensor([0, 1, 2])
+        for t, token in enumerate(tokens(14, 5)):
+            if t in (3, 6):
+                rows = torch.tensor([2, 0]) if t == 3 else torch.tensor([1, 1, 0, 0, 1])
+                for decoding in (growing, static):
+                    decoding.select(rows)
+            known = weights > 0 or t not in (0, 3)
+            with torch.compiler.set_stance("fail_on_recompile" if known else "default"):
+                logits = static.step(token[: len(rows)])
+            torch.testing.assert_close(logits, growing.step(token[: len(rows)]), rtol=1e-5, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] > 0
+
+
+@torch.no_grad()
+def test_fused_kernels_give_the_same_logits(monkeypatch):
+    if graphs.why_not_compiled("cpu"):
+        pytest.skip("needs a C++ compiler")
+    monkeypatch.setattr(graphs, "fused", True)
+    growing, static = both("gemma2")  # which has a norm in every place
+    for token in tokens(2, 3):
+        torch.testing.assert_close(static.step(token), growing.step(token), rtol=1e-5, atol=1e-5)
+
+
+def test_where_pytorch_can_not_compile_it_says_so(monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("Cannot find a working triton installation.\nAnd more")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(UserError, match=r"can't compile for this GPU \(Cannot find a working triton installation.\)"):
+        graphs.fuse(True)
+    assert not graphs.fused
+    graphs.fuse(False)
+
+
+@pytest.mark.parametrize("name", models.FAMILIES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_generate_gives_the_same_completions(name, temperature, monkeypatch):
     model, prompts = models.build_model(name), models.random_prompts([2, 7], 61)
@@ -171,3 +216,23 @@ def test_on_a_gpu_recorded_steps_give_what_unrecorded_ones_do(name, monkeypatch,
         assert torch.equal(completions[0].tokens, completions[1].tokens)
         assert before is None or not torch.equal(completions[0].tokens, before.tokens)
         before = completions[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", models.FAMILIES)
+@torch.no_grad()
+def test_on_a_gpu_fused_and_recorded_steps_give_what_plain_ones_do(name, monkeypatch):
+    monkeypatch.setattr(cache, "BLOCK", 16)
+    use(pick_device("cuda"))
+    model = models.build_model(name, head_dim=64).cuda()
+    attach(model, 4, 8.0, models.TARGETS)
+    models.fill_adapters(model)
+    ids, attention = pad_left(models.random_prompts(PROMPTS, 61), 0, torch.device("cuda"))
+    plain, static = (kind(Decoder.of(model), ids, attention, None, 40) for kind in (Decoding, StaticDecoding))
+    graphs.fuse(True)
+    try:
+        for token in tokens(40, 3).cuda():
+            torch.testing.assert_close(static.step(token), plain.step(token), rtol=1e-4, atol=1e-4)
+    finally:
+        graphs.fuse(False)
+    assert graphs.enabled and static.graph is not None

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from hmx import models as loading
 from hmx import training
-from hmx.config import load_config
+from hmx.config import ModelConfig, load_config
 from hmx.errors import UserError
 from hmx.models import attention_for, fingerprint, identity, load_model, model_config, require_room
 from hmx.plan import describe
@@ -265,7 +265,17 @@ def test_loading_a_model_uses_its_device(tmp_path, monkeypatch):
 def test_threads_are_as_many_as_asked_for_and_else_what_they_were(monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setattr(loading, "_own_choice", lambda: before)
-    loading.use_threads(before + 1)
+    loading.set_up(ModelConfig(device="cpu", threads=before + 1))
     assert torch.get_num_threads() == before + 1
-    loading.use_threads(0)
+    loading.set_up(ModelConfig(device="cpu"))
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_steps_are_compiled_on_a_gpu_if_the_config_says_so(asked, monkeypatch):
+    fused = []
+    monkeypatch.setattr(loading.graphs, "fuse", fused.append)
+    loading.set_up(ModelConfig(device="cpu", compile=asked))
+    monkeypatch.setattr(loading, "pick_device", torch.device)
+    loading.set_up(ModelConfig(device="cuda", compile=asked))
+    assert fused == [False, asked]

@@ -20,7 +20,7 @@ from hmx.evaluation.results import Checkpoint, Result, read_result, write_result
 from hmx.evaluation.statistic import Statistic
 from hmx.evaluation.tables import Chosen, Line
 from hmx.lora import detach, load_adapter
-from hmx.models import identity, load_model, use_threads
+from hmx.models import identity, load_model, set_up
 from hmx.runs import BASE, changed
 from hmx.text import one_line
 
@@ -281,7 +281,7 @@ def _chosen(pair: Pair) -> Chosen:
 def _load(model: Model) -> Subject:
     """The base model of a config, without adapter."""
     config = model.config.model
-    use_threads(config.threads)
+    set_up(config)
     base, tokenizer = load_model(config.path, config.precision, config.device)
     return Subject.on_card(base, tokenizer)
 

@@ -157,10 +157,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one key; may be repeated"
     )
     given = parser.parse_args(arguments)
-    from hmx.models import load_model, use_threads
+    from hmx.models import load_model, set_up
 
     config = load_config(given.config, given.set)
-    use_threads(config.model.threads)
+    set_up(config.model)
     rubric = Rubric.load(resolve(config.judge.prompt_file))
     model, tokenizer = load_model(config.model.path, config.model.precision, config.model.device)
     judge = SelfJudge.of(config.judge, rubric, model, tokenizer)

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen3ForCaus
 
 from hmx.errors import UserError
 from hmx.files import made_whole, require_writable
+from hmx.graphs import why_not_compiled
 from hmx.judge.rubric import Rubric
 from hmx.prompts import encode_chat
 from hmx.tiny.corpus import Corpus, Example, read_found
@@ -117,14 +118,11 @@ def settle(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def require_compiler() -> None:
     """Raise `UserError` if PyTorch can't compile here."""
-    try:
-        torch.compile(torch.neg, dynamic=False)(torch.zeros(8))
-    except Exception as error:  # there are many kinds, by what is missing
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if reason := why_not_compiled("cpu"):
         raise UserError(
             f"PyTorch compiles the pre-training, which fails here ({reason}). It needs a C++ compiler, g++ or what the "
             "variable CXX names, and Python's headers."
-        ) from None
+        )
 
 
 def _new_tokenizer(rubric: Rubric, found: list[str]) -> PreTrainedTokenizerBase:

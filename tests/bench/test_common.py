@@ -87,6 +87,19 @@ def test_wrong_numbers_are_refused(tmp_path, wrong):
         given(tmp_path, *wrong)
 
 
+def test_a_cpu_has_no_kernels_to_compile_for(tmp_path):
+    with pytest.raises(UserError, match="goes with --device cuda"):
+        given(tmp_path, "--compile")
+
+
+def test_what_is_compiled_is_kept_beside_what_is_not(tmp_path):
+    """And a process of its own compiles too."""
+    options, compiled = given(tmp_path), given(tmp_path)
+    compiled.compile = True
+    assert common.keep("step", options, {}) != common.keep("step", compiled, {})
+    assert "--compile" in common.shared_arguments(compiled) and "--compile" not in common.shared_arguments(options)
+
+
 def test_a_missing_package_is_named_with_what_to_install():
     with pytest.raises(UserError, match=r"needs no_such_package.*pip install -e '\.\[bench\]'"):
         common.require("no_such_package")

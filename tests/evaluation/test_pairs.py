@@ -44,7 +44,7 @@ def test_runs_of_different_settings_are_not_compared(tmp_path):
 
 def test_runs_of_different_devices_are_compared(tmp_path):
     make_run(tmp_path, "forward", sets=["model.device=cpu"])
-    make_run(tmp_path, "reverse", sets=["model.device=cuda:1", "model.threads=2"])
+    make_run(tmp_path, "reverse", sets=["model.device=cuda:1", "model.threads=2", "model.compile=true"])
     assert only_pair(tmp_path).selection
 
 
