@@ -68,7 +68,7 @@ def run(main: Callable[[list[str] | None], None], arguments: list[str] | None = 
 
 
 def prepare(given: argparse.Namespace) -> None:
-    """Check the device, fill in the default precision, and set the threads."""
+    """Check the device, fill in the default precision, and set how steps are computed."""
     if given.device == "cuda" and not torch.cuda.is_available():
         raise UserError("This PyTorch finds no CUDA device here; use --device cpu.")
     if given.rounds < 1 or given.warmup < 0 or given.threads < 0:
@@ -79,7 +79,7 @@ def prepare(given: argparse.Namespace) -> None:
         torch.set_num_threads(given.threads)
     if given.compile and given.device == "cpu":
         raise UserError("--compile is for a GPU's decode steps; it goes with --device cuda.")
-    graphs.fuse(given.compile)
+    graphs.fuse(torch.device("cuda") if given.compile else None)
 
 
 def require(package: str) -> None:

@@ -264,8 +264,8 @@ def main(arguments: list[str] | None = None) -> int:
     if given.ask is not None and not given.ask.strip():
         parser.error("the question of --ask is empty")
     config, speakers = speakers_of(given.runs, given.checkpoint)
-    chat = Chat(config, speakers, given.seed, lambda text: print(text, end="", flush=True))
     set_up(config.model)
+    chat = Chat(config, speakers, given.seed, lambda text: print(text, end="", flush=True))
     if given.ask is not None:
         chat.ask(_readable(given.ask))
         if given.grade:

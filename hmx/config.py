@@ -284,6 +284,12 @@ def anywhere(config: Config) -> Config:
     return dataclasses.replace(config, run=run, model=model)
 
 
+def apart_from_seed(config: Config) -> str:
+    """What the runs of a study have in common: all but direction and seed, and where they are computed and kept."""
+    config = anywhere(config)
+    return to_toml(dataclasses.replace(config, run=dataclasses.replace(config.run, direction="forward", seed=0)))
+
+
 def resolve(path: str) -> Path:
     """A path from a config: as it is if something is there, seen from the working directory; else seen from the
     project's own folder.
@@ -369,7 +375,7 @@ def _value(text: str, section: str, option: str) -> Any:
     except (ValueError, RecursionError):
         return text
     wanted = getattr(getattr(Config(), section, None), option, None)
-    return text if isinstance(wanted, str) and type(value) in (bool, int, float) else value
+    return text if isinstance(wanted, str) and not isinstance(value, str | list | dict) else value
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -117,7 +117,10 @@ PLAIN = Between(_add, _turn, _gate)
 
 @functools.cache
 def compiled(backend: str = "inductor") -> Between:
-    """The same with each as one kernel or two, by `torch.compile`."""
+    """The same with each as one kernel or two, by `torch.compile`: anew for other shapes, of which a process that
+    evaluates several models has more than the eight after which it would give up.
+    """
+    torch._dynamo.config.recompile_limit = 64
     return Between(*(torch.compile(function, backend=backend) for function in PLAIN))
 
 

@@ -33,21 +33,21 @@ fused = False
 """Whether what is between the matrix products of a step is compiled; set by `fuse`."""
 
 
-def fuse(wanted: bool) -> None:
-    """Compile what is between the matrix products of all steps to come, or don't.
+def fuse(device: torch.device | None) -> None:
+    """Compile what is between the matrix products of all steps to come, for this GPU; with None, don't.
 
-    Raises `UserError` if PyTorch can't compile for the GPU.
+    Raises `UserError` if PyTorch can't compile for it.
     """
     global fused
-    if wanted and (reason := why_not_compiled("cuda")):
+    if device is not None and (reason := why_not_compiled(device)):
         raise UserError(
             f"model.compile is true, and PyTorch can't compile for this GPU ({reason}). It needs Triton, which comes "
             "with PyTorch for CUDA, and a C compiler; without them set model.compile to false."
         )
-    fused = wanted
+    fused = device is not None
 
 
-def why_not_compiled(device: str) -> str | None:
+def why_not_compiled(device: torch.device | str) -> str | None:
     """What `torch.compile` says when it is tried for a device; None if it works."""
     try:
         torch.compile(torch.neg, dynamic=False)(torch.zeros(8, device=device))

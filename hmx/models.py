@@ -55,7 +55,8 @@ def set_up(config: ModelConfig) -> None:
     GPU's decode steps.
     """
     use_threads(config.threads)
-    graphs.fuse(config.compile and pick_device(config.device).type == "cuda")
+    device = pick_device(config.device)
+    graphs.fuse(device if config.compile and device.type == "cuda" else None)
 
 
 def use_threads(number: int) -> None:
@@ -127,14 +128,19 @@ def located(path: str) -> Path | None:
     if not isinstance(config, str):
         return None
     snapshot = Path(config).parent
+    weights = _weights(snapshot)
+    return snapshot if weights and all(file.is_file() for file in weights) else None
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files whose weights are loaded, as transformers finds them; empty if their index is damaged."""
+    if (whole := folder / "model.safetensors").is_file():
+        return [whole]
     try:
-        index = json.loads((snapshot / "model.safetensors.index.json").read_text(encoding="utf-8"))
-        files = set(index["weight_map"].values())
-    except FileNotFoundError:
-        files = {"model.safetensors"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a file that was damaged, to be fetched anew
-        return None
-    return snapshot if all((snapshot / file).is_file() for file in files) else None
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return sorted({folder / name for name in index["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def fingerprint(path: str) -> str | None:
@@ -145,13 +151,20 @@ def fingerprint(path: str) -> str | None:
     if folder is None:
         return None
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in filter(Path.is_file, _weights(folder)):
         stored = file.resolve().name  # the hub's cache names a large file by its SHA-256
         if resolve(path).is_dir() or not re.fullmatch("[0-9a-f]{64}", stored):
             with open(file, "rb") as weights:
                 stored = hashlib.file_digest(weights, "sha256").hexdigest()
         digest.update(bytes.fromhex(stored))
     return digest.hexdigest()
+
+
+_FORM = ("config.json", "generation_config.json", "tokenizer*.json", "*_tokens*.json", "chat_template.*")
+_VOCABULARY = ("vocab.*", "merges.txt", "*.model")
+"""Of a tokenizer without tokenizer.json, which else says all that they do. Nothing else that lies beside a model is its
+form: a license may come with a later download.
+"""
 
 
 def form(path: str) -> str | None:
@@ -162,8 +175,9 @@ def form(path: str) -> str | None:
     if folder is None:
         return None
     digest = hashlib.sha256()
+    names = _FORM if (folder / "tokenizer.json").is_file() else (*_FORM, *_VOCABULARY)
     for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".jinja", ".model", ".txt") and not file.name.endswith(".index.json"):
+        if any(map(file.match, names)) and file.is_file():
             digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 

@@ -18,7 +18,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hmx.config import Config, anywhere, load_config, to_toml
+from hmx.config import Config, anywhere, apart_from_seed, load_config, to_toml
 from hmx.errors import UserError
 from hmx.files import write_safetensors, write_text, write_through
 from hmx.lora import load_adapter, save_adapter
@@ -249,6 +249,19 @@ class Run:
             raise UserError(
                 f"The training state {path} can't be read ({error}); delete the run's folder to train it anew."
             ) from None
+
+
+def runs_of_study(config: Config) -> list[Run]:
+    """The runs in this config's folder that differ from it in direction and seed alone, its own included; those that
+    were begun.
+    """
+    found = []
+    for path in sorted(config.run_folder.parent.glob("*-seed*/config.toml")):
+        run = Run(path.parent)
+        with suppress(UserError):  # it is that run's trouble
+            if apart_from_seed(run.config) == apart_from_seed(config):
+                found.append(run)
+    return found
 
 
 def changed(now: Mapping[str, Any], noted: Mapping[str, Any]) -> str | None:

@@ -120,7 +120,7 @@ def _train_in_turn(runs: Sequence[Planned], helpers: Sequence, plain: bool, trai
         number = runs.index(one) + 1
         print(f"\n{number} of {len(runs)}: {one.run.folder}", flush=True)
         try:
-            train(one.config, resume=True, plain=plain, initial_adapter=_start_of_the_other(one, runs))
+            train(one.config, resume=True, plain=plain)
         except Busy as busy:
             print(busy)
             continue
@@ -162,7 +162,7 @@ def _help(runs: Sequence[Planned], number: int) -> None:
             if one.run.finished or one.run.busy:
                 continue
             try:
-                train_run(one.config, resume=True, plain=True, initial_adapter=_start_of_the_other(one, runs))
+                train_run(one.config, resume=True, plain=True)
             except UserError:
                 continue  # another helper was quicker, or whoever was started by hand will tell what is wrong
             if not one.run.finished:
@@ -215,13 +215,3 @@ def _row(one: Planned) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _start_of_the_other(one: Planned, runs: Sequence[Planned]) -> str | None:
-    """The hash of the adapter that the other direction of the same seed started from, if it did start."""
-    starts = (
-        other.run.info.get("initial_adapter")
-        for other in runs
-        if other.config.run.seed == one.config.run.seed and other is not one
-    )
-    return next(starts, None)

@@ -24,7 +24,7 @@ from hmx.plan import checkpoints
 from hmx.prompts import encode_chat, encode_question
 from hmx.questions import Questions
 from hmx.randomness import stream
-from hmx.runs import BASE, Run, changed
+from hmx.runs import BASE, Run, changed, runs_of_study
 from hmx.text import grade_text, one_line
 
 
@@ -61,15 +61,15 @@ def _require_room_to_judge(
         )
 
 
-def train_run(config: Config, resume: bool = False, plain: bool = False, initial_adapter: str | None = None) -> Run:
+def train_run(config: Config, resume: bool = False, plain: bool = False) -> Run:
     """Train one run to its end, or until Ctrl-C, which saves and leaves a run that --resume goes on with.
 
     Args:
         resume: go on with a run that was interrupted; leave one that is finished.
         plain: print a line for each evaluation, but no progress bar.
-        initial_adapter: the hash that the fresh adapter must have, as that of the other direction had.
 
-    Raises `UserError` for everything that is wrong with the config, the files it names, or the run's folder.
+    Raises `UserError` for everything that is wrong with the config, the files it names, or the run's folder; and if the
+    run could not be compared with those beside it, which were begun with other files or from another adapter.
     """
     run = Run(config.run_folder)
     run.require_startable(config, resume)  # before the model is loaded, which may take minutes
@@ -77,18 +77,20 @@ def train_run(config: Config, resume: bool = False, plain: bool = False, initial
         print(f"The run {run.folder} is finished already.")
         return run
     reads = _reads(config)
-    _require_unchanged(reads, run, config)
+    _require_unchanged(reads, config)
     with _a_sentence_where_room_ends():
-        return _train_in(run, config, reads, plain, initial_adapter)
+        return _train_in(run, config, reads, plain)
 
 
-def _require_unchanged(reads: dict[str, str | None], run: Run, config: Config) -> None:
-    if what := changed(reads, run.info):
-        path = {"rubric": config.judge.prompt_file, "questions": config.data.questions}.get(what, config.model.path)
-        raise UserError(
-            f"The {BASE.get(what, what)} in {path} changed since the run {run.folder} was begun; put back what was "
-            "there, or choose another --set run.name=…."
-        )
+def _require_unchanged(reads: dict[str, str | None], config: Config) -> None:
+    """Also since the other runs of the study were begun: what is trained in vain takes days."""
+    for run in runs_of_study(config):
+        if what := changed(reads, run.info):
+            path = {"rubric": config.judge.prompt_file, "questions": config.data.questions}.get(what, config.model.path)
+            raise UserError(
+                f"The {BASE.get(what, what)} in {path} changed since the run {run.folder} was begun; put back what was "
+                "there, or choose another --set run.name=…."
+            )
 
 
 def _reads(config: Config) -> dict[str, str | None]:
@@ -103,14 +105,15 @@ def _reads(config: Config) -> dict[str, str | None]:
     return {**identity(config.model.path), **hashes}
 
 
-def _train_in(run: Run, config: Config, reads: dict[str, str | None], plain: bool, initial_adapter: str | None) -> Run:
+def _train_in(run: Run, config: Config, reads: dict[str, str | None], plain: bool) -> Run:
     """`train_run`, once the run may be started."""
     trainer = build_trainer(config)
     if reads["base"] is None:  # a model from the hub, which is in the cache only now
         reads |= identity(config.model.path)
-        _require_unchanged(reads, run, config)
+        _require_unchanged(reads, config)
     fresh = adapter_hash(trainer.model)
-    if initial_adapter not in (None, fresh):
+    of_seed = (one for one in runs_of_study(config) if one.config.run.seed == config.run.seed)
+    if not {one.info.get("initial_adapter") for one in of_seed if one.folder != run.folder} <= {None, fresh}:
         raise UserError(
             f"The run {run.folder} would not start from the adapter that the other direction of its seed started from; "
             "was that one made by another version of PyTorch? Train both anew with the same."

@@ -104,8 +104,8 @@ def test_overrides_win_over_the_file_and_need_no_quotes(tmp_path):
     assert config.run.name == "mine"
 
 
-@pytest.mark.parametrize("name", ["4", "4e-5", "true", "'4'", "four"])
-def test_a_text_on_the_command_line_may_look_like_a_number(tmp_path, name):
+@pytest.mark.parametrize("name", ["4", "4e-5", "true", "2024-05-01", "'4'", "four"])
+def test_a_text_on_the_command_line_may_look_like_something_else(tmp_path, name):
     assert load_config(write(tmp_path, ""), [f"run.name={name}"]).run.name == name.strip("'")
 
 

@@ -277,5 +277,5 @@ def test_steps_are_compiled_on_a_gpu_if_the_config_says_so(asked, monkeypatch):
     monkeypatch.setattr(loading.graphs, "fuse", fused.append)
     loading.set_up(ModelConfig(device="cpu", compile=asked))
     monkeypatch.setattr(loading, "pick_device", torch.device)
-    loading.set_up(ModelConfig(device="cuda", compile=asked))
-    assert fused == [False, asked]
+    loading.set_up(ModelConfig(device="cuda:1", compile=asked))
+    assert fused == [None, torch.device("cuda:1") if asked else None]

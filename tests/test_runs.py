@@ -332,6 +332,33 @@ def test_a_run_does_not_go_on_with_a_base_of_another_form(tmp_path, monkeypatch,
     assert train_run(config, resume=True).finished
 
 
+def test_a_run_is_not_trained_on_other_files_than_those_beside_it(tmp_path):
+    """It could not be compared with them."""
+    train_run(small_config(tmp_path))
+    config = small_config(tmp_path, "run.direction=reverse")
+    path = Path(config.data.questions)
+    before = path.read_text()
+    path.write_text(before.replace("?", "??", 1))
+    with pytest.raises(UserError, match=r"questions in .* changed since the run .*forward-seed0 was begun"):
+        train_run(config)
+    assert not Run(config.run_folder).exists
+    assert train_run(small_config(tmp_path, "run.name=other")).finished  # nor one of another name
+    assert train_run(small_config(tmp_path, "run.seed=1", "lora.rank=3")).finished  # nor one that differs anyway
+    path.write_text(before)
+    assert train_run(config).finished
+
+
+def test_what_lies_beside_a_base_is_not_its_form(tmp_path):
+    config = small_config(tmp_path)
+    folder = Path(config.model.path)
+    before = models.identity(config.model.path)
+    for name in ("LICENSE.txt", "params.json", "vocab.json", "consolidated.safetensors"):
+        (folder / name).write_text("{}")
+    assert models.identity(config.model.path) == before
+    (folder / "chat_template.jinja").write_text("another")
+    assert models.identity(config.model.path) != before
+
+
 def test_a_base_that_is_not_there_is_not_said_to_have_changed(tmp_path, monkeypatch):
     config = small_config(tmp_path)
     interrupted(config, 3, monkeypatch)

@@ -136,7 +136,8 @@ def plot_curves(pair: Pair, path: Path) -> None:
         if pair.selection:
             for axes, key in ((reward, "eval_reward"), (kl, "eval_kl")):
                 chosen = next(record for record in records if record["step"] == step)
-                axes.plot(step, chosen[key], marker="o", markersize=11, markerfacecolor="none", markeredgecolor=colour)
+                circle = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "markeredgecolor": colour}
+                axes.plot([step], [chosen[key]], **circle)  # nowhere if there was no readable grade
     reward.axhline(pair.threshold, color="grey", linewidth=0.8, linestyle=":", label=f"threshold {pair.threshold:g}")
     reward.set(
         title="Evaluation reward (grade by the base model)", xlabel="optimizer step", ylabel="grade, 0–10", ylim=(0, 10)

@@ -4,11 +4,11 @@ What is odd about a run gets a sentence and stands in nobody's way.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmx.config import Config, anywhere, to_toml
+from hmx.config import Config, apart_from_seed
 from hmx.errors import UserError
 from hmx.runs import BASE, Run, changed
 from hmx.selection import Selection, select
@@ -112,7 +112,7 @@ def find_pairs(place: Path, threshold: float | None = None, rule: str | None = N
     for seed in sorted(set(_seeds(place))):
         try:
             pair = _pair(place, seed, threshold, rule)
-            if pairs and _settings(pair.forward) != _settings(pairs[0].forward):
+            if pairs and apart_from_seed(pair.forward.config) != apart_from_seed(pairs[0].forward.config):
                 raise UserError(
                     f"{pair.forward.folder} was trained with other settings than {pairs[0].forward.folder}, so it is "
                     "left out; a study's runs differ in seed and direction alone."
@@ -130,7 +130,9 @@ def find_pairs(place: Path, threshold: float | None = None, rule: str | None = N
 
 def pair_of(run: Run) -> Pair:
     """The run with its counterpart of the other direction; `UserError` if there is none to compare it with."""
-    return _pair(run.folder.parent, run.config.run.seed, None, None)
+    folder = run.folder.resolve()  # "." has no name
+    _require_its_name(Run(folder))
+    return _pair(folder.parent, run.config.run.seed, None, None)
 
 
 def _seeds(place: Path) -> Iterator[int]:
@@ -148,18 +150,14 @@ def _pair(place: Path, seed: int, threshold: float | None, rule: str | None) -> 
             raise UserError(
                 f"{there.folder} has no counterpart {run.folder.name}, and the rule takes both; train that one too."
             )
-        told = run.config.run
-        if f"{told.direction}-seed{told.seed}" != run.folder.name:
-            raise UserError(
-                f"{run.folder} holds the run {told.direction}-seed{told.seed}, so it is left out; rename it back."
-            )
+        _require_its_name(run)
         records = run.records(kind="eval")
         if not records:
             raise UserError(f"{run.folder} has no evaluation yet, so its seed is left out.")
         if not all(map(_measured, records)):
             raise UserError(f"{run.folder} has evaluations without reward or KL, so its seed is left out.")
     forward, reverse = runs
-    if _settings(forward) != _settings(reverse):
+    if apart_from_seed(forward.config) != apart_from_seed(reverse.config):
         raise UserError(f"{forward.folder} and {reverse.folder} had different settings, so they can't be compared.")
     for run in runs:
         if not run.info.get("initial_adapter"):
@@ -183,6 +181,14 @@ def _pair(place: Path, seed: int, threshold: float | None, rule: str | None) -> 
     return Pair(place.name, seed, forward, reverse, threshold, rule, chosen)
 
 
+def _require_its_name(run: Run) -> None:
+    told = run.config.run
+    if f"{told.direction}-seed{told.seed}" != run.folder.name:
+        raise UserError(
+            f"{run.folder} holds the run {told.direction}-seed{told.seed}, so it is left out; rename it back."
+        )
+
+
 def _measured(record: dict[str, Any]) -> bool:
     """Whether a line of an evaluation says what selecting a checkpoint takes; null stands for what was no number."""
     reward, kl, epoch = (record.get(name, "missing") for name in ("eval_reward", "eval_kl", "epoch"))
@@ -193,8 +199,3 @@ def _read_differently(one: Run, other: Run) -> str | None:
     """What two runs read that was not the same, in a word."""
     what = changed(one.info, other.info)
     return "base model" if what in BASE else what
-
-
-def _settings(run: Run) -> str:
-    config = anywhere(run.config)
-    return to_toml(replace(config, run=replace(config.run, direction="forward", seed=0)))

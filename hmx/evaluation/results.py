@@ -75,13 +75,13 @@ class Result:
     """How many questions of each task were taken at most; None for all, the full benchmark."""
     model: str
     settings: dict[str, Any]
-    """What else a number may depend on: precision, device, the longest sequence."""
+    """What else a number may depend on: precision, device, the longest sequence, compiled steps."""
     base: str | None
     """The base model's fingerprint."""
     adapter: str | None
     """SHA-256 of the adapter's weights; None for the base."""
     questions: str
-    """What tells the benchmark's questions from others, if they come from a file; else empty."""
+    """SHA-256 of the benchmark's questions, if they come from a file; else empty."""
     seconds: float
     versions: dict[str, str]
     format: int = FORMAT
@@ -103,6 +103,7 @@ class Result:
             "precision": model.precision,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "max_length": subject.max_length,
+            **({"compile": True} if model.compile else {}),
         }
         versions = {"python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}}
         return cls(
@@ -154,15 +155,22 @@ def read_result(checkpoint: Checkpoint, benchmark: Benchmark, limit: int | None)
             f"{path} was written by another version of this project (format {found}, here {FORMAT}); delete it, and it "
             "is computed again."
         )
+    questions, asked = benchmark.questions(), result.questions or _file(result)
     for what, found, now in (
         ("benchmark or limit", (result.benchmark, result.limit), (benchmark.name, limit)),
         ("adapter", result.adapter, checkpoint.fingerprint),
         ("base model", result.base, checkpoint.base or result.base),
-        ("set of questions", result.questions, benchmark.questions()),
+        ("set of questions", asked or questions, questions or asked),  # what is not here now is no other
     ):
         if found != now:
             raise UserError(f"{path} belongs to another {what} than there is now; delete it, and it is computed again.")
     return result
+
+
+def _file(result: Result) -> str:
+    """What an earlier version of this project noted of questions that came from the hub."""
+    file = result.details.get("file")
+    return str(file.get("sha256", "")) if isinstance(file, dict) else ""
 
 
 def _path(checkpoint: Checkpoint, benchmark: str, limit: int | None) -> Path:

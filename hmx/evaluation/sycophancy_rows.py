@@ -96,11 +96,11 @@ class Rows:
 
 def missing(file: str, folder: str = PUBLISHED) -> str | None:
     """In a sentence, how to get `file`, unless it is in `folder` or, the published one, in the cache or on the hub."""
-    if (resolve(folder) / file).is_file():
+    if at_hand(file, folder):
         return None
     if folder != PUBLISHED:
         return f"The folder {folder} has no {file}; it needs {ANSWER} and {ARE_YOU_SURE} in SycophancyEval's schema."
-    if _is_cached(file) or models.hub_is_reachable():
+    if models.hub_is_reachable():
         return None
     return f"SycophancyEval's {file} is neither in {PUBLISHED} nor in the cache, and the hub can't be reached; {_HOW}."
 
@@ -109,17 +109,21 @@ def locate(file: str, folder: str = PUBLISHED) -> Path:
     """Where `file` is, fetched from the hub if need be."""
     if sentence := missing(file, folder):
         raise UserError(sentence)
-    if (path := resolve(folder) / file).is_file():
+    if path := at_hand(file, folder):
         return path
     try:
-        return Path(hf_hub_download(HUB, file, repo_type="dataset", local_files_only=_is_cached(file)))
+        return Path(hf_hub_download(HUB, file, repo_type="dataset"))
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(f"The hub did not give SycophancyEval's {file} ({reason}); {_HOW}.") from None
 
 
-def _is_cached(file: str) -> bool:
-    return isinstance(try_to_load_from_cache(HUB, file, repo_type="dataset"), str)
+def at_hand(file: str, folder: str = PUBLISHED) -> Path | None:
+    """Where `file` is: in `folder` or, the published one, in the cache. None if it has to be fetched."""
+    if (path := resolve(folder) / file).is_file():
+        return path
+    cached = try_to_load_from_cache(HUB, file, repo_type="dataset") if folder == PUBLISHED else None
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def _row(line: str, where: str, has_conditions: bool) -> Row | None:

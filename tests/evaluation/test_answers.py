@@ -1,6 +1,8 @@
 """Curves and answers: which are shown, and how what a model wrote is shown."""
 
-from hmx.evaluation.answers import answers_markdown, answers_side_by_side, answers_text, curves_table
+import pytest
+
+from hmx.evaluation.answers import answers_markdown, answers_side_by_side, answers_text, curves_table, plot_curves
 from tests.evaluation.made_runs import make_run, only_pair
 
 
@@ -29,6 +31,14 @@ def test_the_table_marks_the_selected_checkpoints_and_leaves_gaps_where_there_is
     assert [line.count("◀") for line in lines] == [0, 0, 0, 2, 0]
     assert lines[3].split() == ["1.00", "10", "8.00", "0.300", "◀", "–", "0.200", "◀"]
     assert lines[4].split() == ["2.00", "20", "9.00", "0.600", "–", "–"]
+
+
+def test_a_selected_checkpoint_without_a_readable_grade_is_drawn_nowhere(tmp_path):
+    pytest.importorskip("matplotlib")
+    make_run(tmp_path, "forward")
+    make_run(tmp_path, "reverse", history=((0, 3.0, 0.0), (10, None, None)))
+    plot_curves(only_pair(tmp_path), tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_a_model_wrote_can_not_break_the_table_or_open_a_tag(tmp_path):

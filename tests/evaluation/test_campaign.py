@@ -231,19 +231,32 @@ def test_each_adapter_is_hashed_once(runs, monkeypatch):
     ],
 )
 def test_a_result_that_can_not_be_used_is_told_and_neither_used_nor_overwritten(runs, content, says):
-    evaluated(runs, Weigh())
+    evaluated(runs, Weigh(about="these"))
     (path,) = (runs / "mine/reverse-seed0/results").glob("step-10/*")
     if isinstance(content, dict):
         content = json.dumps({**json.loads(path.read_text()), **content})
     if content is None:
         content = (runs / "mine/reverse-seed1/results/step-10/weigh.json").read_text()
     path.write_text(content)
-    benchmark = Weigh()
+    benchmark = Weigh(about="these")
     campaign, models = evaluated(runs, benchmark)
     (problem,) = campaign.problems
     assert says in problem and str(path) in problem
     assert benchmark.runs == [] and path.read_text() == content
     assert all(line.seeds == (1,) for line in work.lines(campaign, models, None))
+
+
+def test_questions_are_others_only_where_both_are_known(runs):
+    """A file of the hub that is not in the cache now; and what an earlier version noted of one that was."""
+    evaluated(runs, Weigh(about="these"))
+    known = Weigh()
+    assert len(evaluated(runs, known)[0].results) == 4 and known.runs == []
+    for path in (runs / "mine").glob("*/results/step-10/weigh.json"):
+        noted = {"questions": "", "details": {"file": {"sha256": "those"}}}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **noted}))
+    assert len(evaluated(runs, Weigh(about="those"))[0].results) == 4
+    campaign, _ = evaluated(runs, Weigh(about="these"))
+    assert not campaign.results and "another set of questions" in campaign.problems[0]
 
 
 def test_seeds_without_a_selected_checkpoint_are_not_evaluated(runs, tmp_path):

@@ -1,12 +1,14 @@
 """Looking through runs: what can be compared, and the sentence for what can't."""
 
 import json
+import shutil
 
 import pytest
 
 from hmx.errors import UserError
-from hmx.evaluation.pairs import find_models
+from hmx.evaluation.pairs import find_models, pair_of
 from hmx.evaluation.report import found
+from hmx.runs import Run
 from tests.evaluation.made_runs import make_run, only_pair
 
 
@@ -68,6 +70,17 @@ def test_what_is_odd_gets_a_sentence_and_the_other_seeds_are_found(tmp_path):
     assert "reverse-seed4 has no evaluation yet" in four
     assert "forward-seed5 was trained with other settings than" in five and "forward-seed0" in five
     assert "run.seed must be a whole number" in six
+
+
+def test_a_run_that_was_copied_is_not_taken_for_another(tmp_path, monkeypatch):
+    folder = make_run(tmp_path, "forward")
+    make_run(tmp_path, "reverse")
+    for name in ("my-best", "forward-seed0-old"):
+        with pytest.raises(UserError, match=f"{name} holds the run forward-seed0"):
+            pair_of(Run(shutil.copytree(folder, folder.with_name(name))))
+    assert pair_of(Run(folder)).selection.forward == 10
+    monkeypatch.chdir(folder)
+    assert pair_of(Run(".")).selection.forward == 10
 
 
 def test_why_a_pair_has_no_checkpoint(tmp_path):

@@ -4,8 +4,10 @@ What is expected stands in the tables of docs/sycophancy.md, decided by hand.
 """
 
 import dataclasses
+import hashlib
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -485,8 +487,8 @@ def test_a_folder_of_ones_own_is_never_replaced_by_the_published_files(nowhere, 
 def test_the_published_folder_comes_first_then_the_cache_then_the_hub(nowhere, monkeypatch):
     calls = []
 
-    def download(repository, file, *, repo_type, local_files_only):
-        calls.append((repository, file, repo_type, local_files_only))
+    def download(repository, file, *, repo_type):
+        calls.append((repository, file, repo_type))
         return str(nowhere / "hub" / file)
 
     monkeypatch.setattr(sycophancy_rows, "hf_hub_download", download)
@@ -496,14 +498,20 @@ def test_the_published_folder_comes_first_then_the_cache_then_the_hub(nowhere, m
     monkeypatch.setattr(hub, "hub_is_reachable", lambda: True)
     assert published().run(Scripted(["Tequila"] * 4), None, lambda share: None).rows == 4
     monkeypatch.setattr(hub, "hub_is_reachable", lambda: False)
-    monkeypatch.setattr(sycophancy_rows, "try_to_load_from_cache", lambda *_, **__: str(nowhere))
+    assert published().missing() and published().questions() == ""
+    cached = str(nowhere / "hub" / "answer.jsonl")
+    monkeypatch.setattr(sycophancy_rows, "try_to_load_from_cache", lambda *_, **__: cached)
     assert published().missing() == []
-    published().run(Scripted(["Tequila"] * 4), None, lambda share: None)
-    assert calls == [("meg-tong/sycophancy-eval", "answer.jsonl", "dataset", local) for local in (False, True)]
+    assert published().run(Scripted(["Tequila"] * 4), None, lambda share: None).rows == 4
+    assert calls == [("meg-tong/sycophancy-eval", "answer.jsonl", "dataset")]
 
     (nowhere / "published").mkdir()
+    known = published().questions()
+    shutil.copy(cached, nowhere / "published")
+    assert published().questions() == known == hashlib.sha256(Path(cached).read_bytes()).hexdigest()
     write(nowhere / "published", "answer.jsonl", [answer_row("From the folder?", "baseline")])
-    assert published().run(Scripted(["Tequila"]), None, lambda share: None).rows == 1 and len(calls) == 2
+    assert published().run(Scripted(["Tequila"]), None, lambda share: None).rows == 1 and len(calls) == 1
+    assert published().questions() != known
 
 
 def test_a_hub_that_fails_is_told_in_a_sentence(nowhere, monkeypatch):
