@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from hmx.errors import UserError, command
@@ -18,7 +19,12 @@ def main(arguments: list[str] | None = None) -> int:
         "benchmark that was running. Tables go to the runs' folder as Markdown, CSV and JSON. Exit code 1: some "
         "benchmark or checkpoint could not be evaluated, and the last lines say which.",
     )
-    parser.add_argument("--runs", default="runs", metavar="FOLDER", help="where the runs are (default: runs)")
+    parser.add_argument(
+        "--runs",
+        default="runs",
+        metavar="FOLDER",
+        help="where the runs are, of all configs or, as in runs/tiny, of one (default: runs)",
+    )
     parser.add_argument(
         "--suite",
         metavar="NAME,…",
@@ -34,23 +40,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", metavar="FOLDER", type=Path, help="where tables, curves and answers go (default: beside the runs)"
     )
+    parser.add_argument("--device", help="compute on it, and not where the runs were trained: auto, cpu, cuda, cuda:1")
     parser.add_argument("--plain", action="store_true", help="no progress bar, a line for each result instead")
     given = parser.parse_args(arguments)
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Imported late, so that --help answers at once.
+    from hmx.config import on_device
     from hmx.evaluation import campaign as work
     from hmx.evaluation.pairs import find_models
     from hmx.evaluation.report import found, progress, write_report
     from hmx.evaluation.suites import suite_named, suite_of
     from hmx.files import require_writable
+    from hmx.models import pick_device
 
     if given.limit is not None and given.limit < 1:
         raise UserError(f"--limit must be at least 1, not {given.limit}.")
     if given.threshold is not None and not 0 <= given.threshold <= 10:
         raise UserError(f"--threshold must lie from 0 to 10, not {given.threshold}.")
     chosen = None if given.suite is None else suite_named(given.suite)
+    if given.device is not None:
+        pick_device(given.device)
     models, odd = find_models(given.runs, given.threshold, given.rule)
+    models = [replace(model, config=on_device(model.config, given.device)) for model in models]
     require_writable(given.out or Path(given.runs), "name another folder by --out")
     print(found(models), end="\n\n", flush=True)
     suites = [chosen or suite_of(model.config) for model in models]
@@ -63,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         _list("Left out", [*odd, *campaign.problems, *(each for many in lacking.values() for each in many)])
         quiet = given.plain or not sys.stderr.isatty()
         campaign = work.carry_out(campaign, lacking, given.limit, quiet)
-    report, unreadable = write_report(campaign, models, given.limit, given.out)
+    report, unreadable = write_report(campaign, models, given.limit, Path(given.runs), given.out)
     print(report)
     _list("To know", work.remarks(campaign))
     _list("Left out", [*odd, *unreadable, *campaign.problems])

@@ -13,7 +13,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hmx.config import Config, resolve
+from hmx.config import Config, on_device, resolve
 from hmx.errors import UserError, command
 from hmx.evaluation.pairs import DIRECTIONS, find_pairs
 from hmx.export import chosen_step, require_base
@@ -258,12 +258,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--grade", action="store_true", help="with --ask: grade the answers too")
     parser.add_argument("--checkpoint", default="selected", metavar="STEP", help="a step, last, or selected (default)")
     parser.add_argument("--seed", type=int, default=0, help="of the answers' random numbers (default: 0)")
+    parser.add_argument("--device", help="compute on it, and not where the runs were trained: auto, cpu, cuda, cuda:1")
     given = parser.parse_args(arguments)
     if given.grade and given.ask is None:
         parser.error("--grade goes with --ask; in a conversation it is the command /grade")
     if given.ask is not None and not given.ask.strip():
         parser.error("the question of --ask is empty")
     config, speakers = speakers_of(given.runs, given.checkpoint)
+    config = on_device(config, given.device)
     set_up(config.model)
     chat = Chat(config, speakers, given.seed, lambda text: print(text, end="", flush=True))
     if given.ask is not None:

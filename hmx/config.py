@@ -284,6 +284,15 @@ def anywhere(config: Config) -> Config:
     return dataclasses.replace(config, run=run, model=model)
 
 
+def on_device(config: Config, device: str | None) -> Config:
+    """The config with another `model.device`, if one is given."""
+    return (
+        config
+        if device is None
+        else dataclasses.replace(config, model=dataclasses.replace(config.model, device=device))
+    )
+
+
 def apart_from_seed(config: Config) -> str:
     """What the runs of a study have in common: all but direction and seed, and where they are computed and kept."""
     config = anywhere(config)

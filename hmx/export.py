@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from hmx.card import model_card
-from hmx.config import resolve
+from hmx.config import on_device, resolve
 from hmx.errors import UserError, command
 from hmx.evaluation.pairs import pair_of
 from hmx.files import made_whole, write_text
@@ -33,9 +33,9 @@ a wrong merge moves them by orders of magnitude more.
 """
 
 
-def export_merged(run: Run, step: int, target: Path) -> float:
+def export_merged(run: Run, step: int, target: Path, device: str | None = None) -> float:
     """Write the base model with the adapter of `step` merged into its weights to the folder `target`, which must not
-    exist, in the hub's format and the run's precision.
+    exist, in the hub's format and the run's precision; computed on `device`, or where the run was trained.
 
     Returns:
         How far the written model, loaded anew, is from the one with the adapter attached: mean KL a token, in nats.
@@ -44,7 +44,7 @@ def export_merged(run: Run, step: int, target: Path) -> float:
         UserError: nothing can be read or written there, or the written model differs by more than `TOLERANCE`. Then
             nothing is left at `target`.
     """
-    config, source = run.config, _checkpoint(run, step)
+    config, source = on_device(run.config, device), _checkpoint(run, step)
     _require_new(target)
     require_base([run])
     model, tokenizer = load_model(config.model.path, config.model.precision, config.model.device)
@@ -151,11 +151,14 @@ def main(arguments: list[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--merged", type=Path, metavar="OUT", help="write the whole model, the adapter in its weights")
     what.add_argument("--adapter", type=Path, metavar="OUT", help="write the adapter, with a model card")
+    parser.add_argument(
+        "--device", help="with --merged: compute on it, and not where the run was trained: auto, cpu, cuda, cuda:1"
+    )
     given = parser.parse_args(arguments)
     run = Run(given.run)
     step = chosen_step(run, given.checkpoint)
     if given.merged:
-        off = export_merged(run, step, given.merged)
+        off = export_merged(run, step, given.merged, given.device)
         print(
             f"{given.merged}: step {step} of {run.folder}, merged. Loaded again, it is {off:.1e} nats a token off. "
             "Its model card is in README.md."

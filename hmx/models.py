@@ -33,8 +33,8 @@ def pick_device(name: str) -> torch.device:
             raise RuntimeError("only cpu and cuda are supported")
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"model.device = {name!r} can't be used here ({str(error).splitlines()[0]}); set it to auto or cpu, for a "
-            "run that was begun in its config.toml."
+            f"model.device = {name!r} can't be used here ({str(error).splitlines()[0]}); set it to auto or cpu. What "
+            "reads it from a run takes --device."
         ) from None
     return device
 

@@ -265,6 +265,15 @@ def test_one_question_on_the_command_line(runs, capsys):
     assert said.count("forward  ") == said.count("   base  ") == 2 and "reverse" not in said
 
 
+def test_the_device_of_the_training_need_not_be_here(runs, capsys):
+    for path in runs.glob("*/config.toml"):
+        path.write_text(path.read_text().replace('device = "cpu"', 'device = "cuda:7"'))
+    command = [str(runs), "--checkpoint", "last", "--ask", "Do you feel?"]
+    assert chat.main(command) == 2
+    assert "takes --device" in capsys.readouterr().err
+    assert chat.main([*command, "--device", "cpu"]) == 0
+
+
 def test_control_characters_of_an_answer_do_not_reach_the_terminal():
     assert chat.printable("a\x1b[2Jb\x07\r\nc") == "a[2Jb\nc"
 

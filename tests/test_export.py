@@ -232,6 +232,15 @@ def test_the_merged_model_says_where_its_turns_end_even_if_its_base_did_not(trai
     assert made.end_id in merged.generation_config.eos_token_id
 
 
+def test_the_device_of_the_training_need_not_be_here(trained, tmp_path, capsys):
+    run = trained("qwen3")
+    path = run.folder / "config.toml"
+    path.write_text(path.read_text().replace('device = "cpu"', 'device = "cuda:7"'))
+    command = [str(run.folder), "--checkpoint", "3", "--merged", str(tmp_path / "out")]
+    assert export.main(command) == 2 and "takes --device" in capsys.readouterr().err
+    assert export.main([*command, "--device", "cpu"]) == 0
+
+
 def test_ctrl_c_leaves_nothing(trained, tmp_path, monkeypatch, capsys):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt

@@ -78,17 +78,18 @@ def find_models(
     """Everything in `folder` that can be compared, and a sentence for each thing that can't.
 
     Args:
+        folder: of the runs of one config, or of several such folders.
         threshold, rule: how checkpoints are selected, if not as the runs' own configs say.
 
     Two runs of a seed are comparable if they differ in direction alone, had the same base, rubric and questions, and
     started from the same adapter; two seeds are if they differ in nothing else. Raises `UserError`, with what to run
     first, if there is nothing to compare.
     """
-    if list(_seeds(Path(folder))):
-        raise UserError(f"{folder} holds the runs of one config; name the folder above it: {Path(folder).parent}.")
     models: list[Model] = []
     odd: list[str] = []
-    for place in sorted(path for path in Path(folder).glob("*") if path.is_dir()):
+    whole = Path(folder) if Path(folder).name else Path(folder).resolve()  # "." has no name
+    places = [whole] if list(_seeds(whole)) else sorted(path for path in whole.glob("*") if path.is_dir())
+    for place in places:
         pairs, strange = find_pairs(place, threshold, rule)
         odd += strange
         if pairs:

@@ -40,13 +40,14 @@ def progress(campaign: Campaign) -> str:
 
 
 def write_report(
-    campaign: Campaign, models: Sequence[Model], limit: int | None, out: Path | None
+    campaign: Campaign, models: Sequence[Model], limit: int | None, runs: Path, out: Path | None = None
 ) -> tuple[str, list[str]]:
     """Write every seed's curves and answers, and the tables; return what to print: curves and answers of one seed of
     each model, then the tables; and a sentence for each seed whose answers can't be read.
 
     Args:
-        out: the folder for all files; None puts them beside the runs.
+        runs: the folder that was looked through: the tables go there, all else to each model's own.
+        out: the folder for all files instead.
     """
     parts, files, unreadable = [], [], []
     for model in models:
@@ -67,7 +68,7 @@ def write_report(
     shown = lines(campaign, models, limit)
     if shown:
         made = tables(shown)
-        place = out or models[0].folder.parent
+        place = out or runs
         notes = [*campaign.problems, *remarks(campaign)]
         markdown = "\n\n".join(["# Results", *(table.markdown() for table in made), *notes]) + "\n"
         stem = "tables" if limit is None else f"tables.first-{limit}"

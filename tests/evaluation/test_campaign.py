@@ -502,15 +502,32 @@ def test_what_is_left_out_is_told_before_the_work_begins(runs, monkeypatch, caps
         (["--suite", ","], "--suite names no benchmark"),
         (["--suite", ""], "--suite names no benchmark"),
         (["--out", "FILE"], "name another folder by --out"),
-        (["--runs", "MINE"], "holds the runs of one config; name the folder above it"),
+        (["--device", "warp"], "model.device = 'warp' can't be used here"),
     ],
 )
 def test_a_mistake_gets_one_sentence_before_any_work(runs, tmp_path, capsys, arguments, says):
     (tmp_path / "file").touch()
-    places = {"FILE": str(tmp_path / "file"), "MINE": str(runs / "mine")}
-    assert evaluate.main(["--runs", str(runs), *(places.get(each, each) for each in arguments)]) == 2
+    arguments = [str(tmp_path / "file") if each == "FILE" else each for each in arguments]
+    assert evaluate.main(["--runs", str(runs), *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and says in line
+
+
+def test_one_config_is_evaluated_alone_and_on_another_device(runs, tmp_path, monkeypatch, capsys):
+    """As on a machine with fewer GPUs than the one that trained; and another config's tables stay what they are."""
+    shutil.copytree(runs / "mine", runs / "others")
+    for path in runs.glob("*/*/config.toml"):
+        name = path.parent.parent.name
+        path.write_text(path.read_text().replace('device = "cpu"', 'device = "cuda:7"').replace('"mine"', f'"{name}"'))
+    monkeypatch.setattr(suites, "suite_of", lambda config: (Weigh(),))
+    assert evaluate.main(["--runs", str(runs), "--plain"]) == 1
+    assert "model.device = 'cuda:7' can't be used here" in capsys.readouterr().err
+    (runs / "tables.md").write_text("of both")
+    assert evaluate.main(["--runs", str(runs / "mine"), "--device", "cpu", "--plain"]) == 0
+    assert (runs / "tables.md").read_text() == "of both" and "mine" in (runs / "mine/tables.md").read_text()
+    assert not list(runs.glob("others/*/results/**/*.json")) and not (runs / "others/tables.md").exists()
+    monkeypatch.chdir(runs / "mine")
+    assert evaluate.main(["--runs", ".", "--device", "cpu", "--tables-only"]) == 0
 
 
 def test_results_that_could_not_be_kept_are_not_computed(runs, capsys):
