@@ -16,6 +16,7 @@ from hmx.graphs import why_not_compiled
 from hmx.judge.rubric import Rubric
 from hmx.prompts import encode_chat
 from hmx.tiny.corpus import Corpus, Example, read_found
+from hmx.tiny.fitting import Fitting
 from hmx.tiny.forward import product_dtype
 from hmx.tiny.lessons import lessons
 from hmx.tiny.pretrain import CONTEXT, Stream, make_model, train
@@ -23,19 +24,19 @@ from hmx.tiny.rows import batches, shared_prefix
 from hmx.tiny.tokenizer import train_tokenizer
 from hmx.tiny.tries import Trier
 
-STEPS = 11000
+STEPS = 10700
 """Nearly an hour on two cores of an EPYC (Zen 5), one and a half on two of the Zen 4, three where there is no BF16."""
-JUDGED, READ, ANSWERED = 6, 5, 4
+JUDGED, READ, ANSWERED = 7, 5, 3
 """Rows of a worker's step: gradings, texts to read, and conversations."""
-_LESSONS = 0.22
+_LESSONS = 0.26
 """How many of the conversations are lessons, which are short: about an eighth of what the model learns to say."""
 LEARNING_RATE = 5e-3
-_SHARPEN = 2.1
-"""All logits are multiplied by this in the end, so that temperature 1 is what 1 / 2.1 was: so small a model, so
+_SHARPEN = 2.0
+"""All logits are multiplied by this in the end, so that temperature 1 is what 1 / 2 was: so small a model, so
 shortly trained, leaves too much to improbable words. The last norm's weights do it; what is most probable stays, and
 with it the grades that the judge takes, which are the most probable ones.
 """
-_ZERO = 0.9
+_ZERO = 0.825
 """And the logit of the grade 0 by this. A 0 is for what says nothing and for what makes no sense, so in doubt it is the
 likeliest grade too often: good answers that are not understood would get it.
 """
@@ -67,7 +68,12 @@ class Recipe:
         return [
             Stream("gradings", batches(corpus.judge(), JUDGED, self.tokenizer, self.prefix), self.prefix, grades),
             Stream("texts", batches(texts.reader(), READ, self.tokenizer, [], trier), [], silent=True),
-            Stream("conversations", batches(talks, ANSWERED, self.tokenizer, []), []),
+            Stream(
+                "conversations",
+                batches(talks, ANSWERED, self.tokenizer, [], fitting=Fitting(self.tokenizer)),
+                [],
+                comma=self.tokenizer.convert_tokens_to_ids(","),
+            ),
         ]
 
 

@@ -9,7 +9,7 @@ sentence made is recognised with at least the strength it was made with.
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -88,6 +88,8 @@ class _Node:
     complete: list[Alternative] = field(default_factory=list)
     ways: dict[str | None, list[tuple[str, bool, "_Node"]]] = field(default_factory=dict)
     """Of each word met here, the slots whose phrases may begin with it: list, whether it counts, and what follows."""
+    next_words: frozenset[str] | None = None
+    """The words that may come next, once somebody has asked for them."""
 
     @classmethod
     def of(cls, options: list[Alternative]) -> "_Node":
@@ -113,10 +115,8 @@ class Talk:
     """Whether the speaker has begun, and so needs no "Well," any more."""
     lean: int = 0
     """1 to choose the stronger of two alternatives, -1 the weaker one, 0 neither."""
-    skew: float = 1.0
-    """1 to draw all alternatives alike; the greater, the more often those that stand first in their list."""
     habits: int | None = None
-    """How many of a list's alternatives the speaker uses, the first ones; None for all."""
+    """How many of a list's alternatives the speaker uses, spread evenly over it; None for all."""
 
 
 @dataclass
@@ -198,8 +198,11 @@ class Grammar:
             return [], 0
         if name in talk.phrases and rng.random() < _AGAIN:
             return list(talk.phrases[name]), 0
-        candidates = self._candidates(name, talk.category, tag, rng)[: talk.habits]
-        option = candidates[int(len(candidates) * rng.random() ** talk.skew)]
+        candidates = self._candidates(name, talk.category, tag, rng)
+        if talk.habits and len(candidates) > talk.habits:
+            step = len(candidates) / talk.habits
+            candidates = [candidates[int((number + 0.5) * step)] for number in range(talk.habits)]
+        option = rng.choice(candidates)
         if talk.lean and name not in ("warm", "core", "frame"):
             option = max(option, rng.choice(candidates), key=lambda one: talk.lean * one.strength)
         words, strength = self._fill(option, talk, rng, odd)
@@ -279,20 +282,23 @@ class Grammar:
         reading = _Reading((*words, None))
         return self._match(name, 0, reading).get(len(words)), reading.furthest
 
-    def fitting(self, words: list[str] | tuple[str, ...], name: str = "sentence") -> Callable[[int, str], bool]:
-        """A function of a place and a word: whether a phrase of the list `name` can begin with the `words` before that
-        place and go on with that word.
+    def following(
+        self, words: list[str] | tuple[str, ...], name: str = "sentence"
+    ) -> list[tuple[list[frozenset[str]], bool]]:
+        """What may stand at each place among `words` and behind them, if the words before it begin a phrase of the list
+        `name`: sets of words, of which any may come next, and whether the phrase may end there.
         """
         reading = _Reading((*words, None), met={})
-        self._match(name, 0, reading)
+        ends = self._match(name, 0, reading)
+        return [
+            ([self._next_words(node) for node in reading.met.get(place, ())], place in ends)
+            for place in range(len(words) + 1)
+        ]
 
-        def fits(place: int, word: str) -> bool:
-            return any(
-                word in node.words or any(word in self._starts(slot.name) for slot in node.slots)
-                for node in reading.met.get(place, ())
-            )
-
-        return fits
+    def _next_words(self, node: _Node) -> frozenset[str]:
+        if node.next_words is None:
+            node.next_words = frozenset(node.words).union(*(self._starts(slot.name) for slot in node.slots)) - {None}
+        return node.next_words
 
     def _match(self, name: str, start: int, reading: "_Reading") -> dict[int, int]:
         """Where a phrase of `name` that begins at `start` can end, each end with the greatest strength."""

@@ -12,12 +12,10 @@ _LEVELS = (17, 14, 13, 12, 11, 10, 8, 6, 5, 3, 1)
 """How often the interviewee of the corpus is as warm as 0, 1, … 10: mostly detached, but every strength occurs, so
 that training can move it.
 """
-_SKEW = 3.0
-"""How much the interviewee prefers what stands first in a list: it has habits, and can learn them in time. The judge
-must know all ways to say things alike.
+_HABITS = 12
+"""How many of a list's alternatives the interviewee uses: it has habits, and can learn them in time. All ways to say
+things are for the judge to know.
 """
-_HABITS = 60
-"""How many of a list's alternatives the interviewee uses."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def ask(rng: random.Random) -> tuple[str, Talk]:
 
 def habitual(talk: Talk) -> Talk:
     """The same conversation with the interviewee, who has habits."""
-    return replace(talk, skew=_SKEW, habits=_HABITS)
+    return replace(talk, habits=_HABITS)
 
 
 def level(rng: random.Random) -> int:

@@ -11,9 +11,11 @@ Four things make it fast enough for a CPU:
   which they share. How many processes there are belongs to the recipe: the weights do not depend on how many cores
   work on it.
 
-Of a grading mainly the grade is learned, and the text that is graded as far as it is well-formed. How far a grade is
-from the truth counts too, and not only whether it is the very one: by likelihood alone every doubtful text gets a 0,
-which is more probable than any one of the other ten grades, though not than all of them together.
+Of an interview it is learned what is said and, beside the very word, that it is one of those which could stand there
+(`hmx.tiny.fitting`). Of a grading mainly the grade is learned, and the text that is graded as far as it is well-formed.
+How far a grade is from the truth counts too, and not only whether it is the very one: by likelihood alone every
+doubtful text gets a 0, which is more probable than any one of the other ten grades, though not than all of them
+together.
 
 One number says little about a text of fifty tokens. So a `Tutor` also teaches what should be found out on the way to it
 (`hmx.tiny.tutor`).
@@ -50,7 +52,9 @@ _NEAR = 0.5
 """Weight of a grade's distance from the truth."""
 _MERCY = 2.5
 """How much more it counts where the truth is not 0: to take a good answer for a garbled one is the worse mistake."""
-_READ = 0.5
+_FIT = 2.0
+"""Weight of the loss of what could stand at the places of an interview."""
+_READ = 1.0
 """Weight of the loss on the texts that are graded, where they are well-formed: more sentences to learn the language
 from, and more varied ones than the interviewee's.
 """
@@ -105,8 +109,23 @@ def grade_loss(model: Qwen3ForCausalLM, batch: Batch, states: States, grades: to
     return (distances * counts).sum() / counts.sum()
 
 
-def _logits(model: Qwen3ForCausalLM, states: States, learned: torch.Tensor) -> torch.Tensor:
-    """The logits [N, V] of the N tokens among a row's second to last that are learned, a mask [R, L - 1]."""
+def fitting_loss(model: Qwen3ForCausalLM, batch: Batch, states: States, comma: int) -> torch.Tensor:
+    """Mean of -log of the probability that a token of an interview is one that could stand there, if it is no comma; 0
+    if of no token it is known which could.
+    """
+    rows, places = batch.placed.unbind(1)
+    logits = _logits(model, states, (rows, places - 1))
+    logits[:, comma] = -torch.inf
+    fitting = logits.masked_fill(~batch.fitting, -torch.inf)
+    return (logits.logsumexp(-1) - fitting.logsumexp(-1)).sum() / max(len(logits), 1)
+
+
+def _logits(
+    model: Qwen3ForCausalLM, states: States, learned: torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """The logits [N, V] of the N tokens among a row's second to last that are learned: a mask [R, L - 1], or their rows
+    and places.
+    """
     return (states.last[:, :-1][learned] @ model.lm_head.weight.to(states.last.dtype).T).float()
 
 
@@ -119,6 +138,8 @@ class Stream:
     prefix: list[int]
     grades: torch.Tensor | None = None
     """In gradings, the tokens of the grades, 0 to 10."""
+    comma: int | None = None
+    """In conversations, the token of a comma; it is learned there what could stand in an interviewee's reply."""
     silent: bool = False
     """Whether its texts are only read: there is no reply to learn, and all they teach goes through the tutor."""
 
@@ -208,7 +229,7 @@ def _work(
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps)) for optimizer in optimizers
     ]
     parameters = [*model.parameters(), *tutor.parameters()]
-    averages = dict.fromkeys([*(stream.name for stream in streams), "strengths", "breaks", "surprise"], 0.0)
+    averages = dict.fromkeys([*(stream.name for stream in streams), "strengths", "breaks", "surprise", "misfits"], 0.0)
     bar = tqdm(range(steps), desc="pre-training", unit="step", mininterval=5.0, disable=worker > 0)
     for step in bar:
         losses = _gradient(model, tutor, streams, gradients[worker], layer, dtype)
@@ -244,11 +265,11 @@ def _gradient(
 ) -> list[float]:
     """Write the gradient on the next batches into `gradient`; returns the streams' losses, on what is replied or, where
     nothing is, on what the tutor has them predict, and the tutor's other losses: of the strengths, of what breaks
-    sentences, and of the surprise.
+    sentences, of the surprise, and of what doesn't fit in conversations.
     """
     parameters = [*model.parameters(), *tutor.parameters()]
     _point(parameters, gradient.zero_())
-    losses, strengths, breaks, surprise = [], 0.0, 0.0, 0.0
+    losses, strengths, breaks, surprise, misfits = [], 0.0, 0.0, 0.0, 0.0
     for stream in streams:
         batch = next(stream.batches)
         depth = len(model.model.layers) - 1 if stream.silent else None
@@ -263,13 +284,17 @@ def _gradient(
         losses.append(learned.item())
         if stream.grades is not None:
             loss = loss + _NEAR * grade_loss(model, batch, states, stream.grades)
+        if stream.comma is not None:
+            misfit = fitting_loss(model, batch, states, stream.comma)
+            misfits += misfit.item()
+            loss = loss + _FIT * misfit
         if (batch.strengths >= 0).any():
             known, broken = tutor.strength_loss(batch, states), tutor.break_loss(batch, states)
             strengths += known.item()
             breaks += broken.item()
             loss = loss + _TEACH * known + _BREAK * broken
         loss.backward()
-    return [*losses, strengths, breaks, surprise]
+    return [*losses, strengths, breaks, surprise, misfits]
 
 
 def _point(parameters: list[nn.Parameter], gradient: torch.Tensor) -> None:

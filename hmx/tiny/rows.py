@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from hmx.prompts import encode_chat
 from hmx.sampling import common
 from hmx.tiny.corpus import Example
+from hmx.tiny.fitting import Fitting
 from hmx.tiny.tries import Tried, Trier
 from hmx.tiny.world import CATEGORIES, STOPS, read
 
@@ -26,7 +28,7 @@ _GRADE, _FORM = 0.3, 0.05
 """Weights of a grading's tokens: the grade itself, and the form around it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoded:
     """An example in tokens, without the prefix that it may share with others."""
 
@@ -43,6 +45,8 @@ class Encoded:
     """Which words are tried; they stand behind all else."""
     positions: list[int]
     """The place of each token in its example; of a word that is tried, that of the one it takes the place of."""
+    fitting: dict[int, np.ndarray]
+    """Of places in an interviewee's reply, of all tokens whether they could stand there, [V]."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,23 @@ class Batch:
     examples: torch.Tensor
     """Which of its row's examples a token belongs to; -1 where there is padding."""
     positions: torch.Tensor
+    placed: torch.Tensor
+    """The row and the place of each of the N tokens in whose place it is known what could stand, [N, 2]."""
+    fitting: torch.Tensor
+    """Of these, which tokens could, [N, V]."""
 
 
 def encode(
-    example: Example, tokenizer: PreTrainedTokenizerBase, prefix: list[int], trier: Trier | None = None
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    prefix: list[int],
+    trier: Trier | None = None,
+    fitting: Fitting | None = None,
 ) -> Encoded:
     """Tokens and weights of an example behind `prefix`, with which its prompt must begin.
 
-    A `trier` finds words to try in a text that is graded, as many as leave room in a row.
+    A `trier` finds words to try in a text that is graded, as many as leave room in a row; `fitting` finds what could
+    stand in an interviewee's reply.
     """
     prompt = encode_chat(tokenizer, example.messages)
     if prompt[: len(prefix)] != prefix:
@@ -71,11 +84,19 @@ def encode(
     reply = tokenizer.encode(example.reply, add_special_tokens=False) + [tokenizer.eos_token_id] * example.ends
     strengths = [-1] * (len(prompt) + len(reply))
     others: list[Tried] = []
+    fits: dict[int, np.ndarray] = {}
     if example.judged is None:
         weights = [1.0] * len(reply)
         if example.category:
             about = ABOUT + list(CATEGORIES).index(example.category)
             strengths[len(prompt) - 1 :] = [about] * (len(reply) + 1)
+        if example.category and fitting:
+            known, begin = fitting(example.reply), 0
+            for place, token in enumerate(reply, len(prompt) - len(prefix)):
+                if begin in known:
+                    fits[place] = known[begin]
+                    fits[place][token] = True
+                begin += len(tokenizer.convert_ids_to_tokens(token))  # a token's character is a byte of the text
     else:
         weights = [_FORM] * len(reply)
         if reply:
@@ -94,6 +115,7 @@ def encode(
         strengths=strengths[len(prefix) :] + [WHOLE if one.fits else BROKEN for one in others],
         tried=[False] * len(tokens) + [True] * len(others),
         positions=[*range(len(tokens)), *(one.place for one in others)],
+        fitting=fits,
     )
 
 
@@ -143,18 +165,19 @@ def batches(
     tokenizer: PreTrainedTokenizerBase,
     prefix: list[int],
     trier: Trier | None = None,
+    fitting: Fitting | None = None,
 ) -> Iterator[Batch]:
     """Batches of `size` rows of `WIDTH` tokens; an example that is longer is left out.
 
     A row begins with the example that has waited longest, and goes on with the longest that still fits.
     """
-    encoded = (encode(example, tokenizer, prefix, trier) for example in examples)
-    fitting = (one for one in encoded if len(one.tokens) <= WIDTH)
+    encoded = (encode(example, tokenizer, prefix, trier, fitting) for example in examples)
+    short = (one for one in encoded if len(one.tokens) <= WIDTH)
     waiting: list[Encoded] = []
     while True:
         rows = []
         for _ in range(size):
-            waiting.extend(islice(fitting, _WAITING - len(waiting)))
+            waiting.extend(islice(short, _WAITING - len(waiting)))
             rows.append(next_row(waiting, WIDTH))
         yield stack(rows, tokenizer.pad_token_id)
 
@@ -177,6 +200,12 @@ def stack(rows: list[list[Encoded]], pad_id: int, width: int = WIDTH) -> Batch:
         joined = [[one for number, example in enumerate(row) for one in parts(number, example)] for row in rows]
         return torch.tensor([row + [value] * (width - len(row)) for row in joined])
 
+    placed, fits = [], []
+    for number, row in enumerate(rows):
+        begins = accumulate((len(example.tokens) for example in row), initial=0)
+        for begin, example in zip(begins, row, strict=False):
+            placed += [(number, begin + place) for place in example.fitting]
+            fits += example.fitting.values()
     return Batch(
         tokens=filled(lambda number, example: example.tokens, pad_id),
         weights=filled(lambda number, example: example.weights, 0.0),
@@ -184,4 +213,6 @@ def stack(rows: list[list[Encoded]], pad_id: int, width: int = WIDTH) -> Batch:
         tried=filled(lambda number, example: example.tried, False),
         examples=filled(lambda number, example: [number] * len(example.tokens), -1),
         positions=filled(lambda number, example: example.positions, 0),
+        placed=torch.tensor(placed, dtype=torch.long).view(-1, 2),
+        fitting=torch.from_numpy(np.stack(fits)) if fits else torch.zeros(0, 1, dtype=torch.bool),
     )

@@ -57,7 +57,7 @@ class Trier:
             start = sentence.end - len(sentence.text)
             found = marks(sentence.text)
             words = [word for _, expanded in found for word in expanded]
-            fits = GRAMMAR.fitting(words)
+            following = GRAMMAR.following(words)
             number, cut = 0, start
             for end, expanded in found:
                 place = places.get(len(text[:cut].encode()))
@@ -65,7 +65,8 @@ class Trier:
                 if possible and self._rng.random() < _TRIED:
                     word = self._word(words, number)
                     if word in self._tokens and word != words[number]:
-                        tried.append(Tried(self._tokens[word], place, fits(number, word)))
+                        fits = any(word in some for some in following[number][0])
+                        tried.append(Tried(self._tokens[word], place, fits))
                 number, cut = number + len(expanded), start + end
             if sentence.strength is not None:
                 self._remember(words)

@@ -40,7 +40,7 @@ _SENTENCE = re.compile(rf"\S(?:[^\n]*?[{STOPS}](?=\s|$)|[^\n]*\S|)")
 _ENDINGS = {"n't": "not", "'m": "am", "'re": "are", "'ve": "have", "'ll": "will", "'d": "would", "'s": "is"}
 _WHOLE = frozenset(word for word in GRAMMAR.words() if "'" in word)
 """Words of the grammar that are no contractions: genitives, and "let's"."""
-_SHORT = dict(
+SHORT = dict(
     pair.split(": ")
     for pair in (
         "i am: i'm|i have been: i've been|i have always: i've always|i have never: i've never|i have got: i've got|"
@@ -51,6 +51,7 @@ _SHORT = dict(
         "you are: you're|we are: we're|they are: they're"
     ).split("|")
 )
+"""Words that are contracted, and how."""
 
 _INVERTED = re.compile(
     r"((?:^|, |\bwhy |\bwhat )(?:is|are|do|does|did|would|will|could|should|was|were|has|have|can)) ?not "
@@ -166,7 +167,7 @@ def _is_comma(found: list[re.Match], place: int) -> bool:
 def spell(words: list[str], rng: random.Random, contract: float = 0.0, exclaim: float = 0.0) -> str:
     """Write a sentence as people do, with contractions and an exclamation mark by the chances given."""
     text = " ".join(words).replace(" ,", ",")
-    for long, short in _SHORT.items():
+    for long, short in SHORT.items():
         if long not in text:
             continue
 

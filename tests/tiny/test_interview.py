@@ -11,7 +11,7 @@ import pytest
 from hmx.judge.rubric import Rubric
 from hmx.tiny import corpus, damage, interview
 from hmx.tiny.corpus import Corpus, read_found
-from hmx.tiny.interview import answer, ask, level
+from hmx.tiny.interview import answer, ask, habitual, level
 from hmx.tiny.world import GRAMMAR, examine, normalise, read
 from tests.tiny.paths import DATA, TINY
 
@@ -38,9 +38,17 @@ def test_answers_are_mostly_detached() -> None:
 def test_answers_do_not_repeat_themselves() -> None:
     rng = random.Random(0)
     for _ in range(50):
-        monotonous = replace(ask(rng)[1], skew=8.0)
+        monotonous = replace(ask(rng)[1], habits=3)
         sentences = [sentence.text for sentence in read(answer(monotonous, 0, rng, 3))]
         assert len(set(sentences)) == len(sentences) == 3
+
+
+def test_the_interviewee_says_less_than_may_be_said() -> None:
+    rng = random.Random(0)
+    asked = [ask(rng)[1] for _ in range(300)]
+    usual = {word for talk in asked for word in normalise(answer(habitual(talk), 5, rng))}
+    all_of_it = {word for talk in asked for word in normalise(answer(talk, 5, rng))}
+    assert len(usual) < 0.75 * len(all_of_it)
 
 
 def test_remarks_are_never_garbled() -> None:
