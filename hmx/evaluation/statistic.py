@@ -65,4 +65,4 @@ def differences(forward: Sequence[float], reverse: Sequence[float]) -> Statistic
     >>> differences((60.0, 63 + 1 / 3), (55.0, 58 + 1 / 3)).excludes_zero
     False
     """
-    return Statistic(tuple(round(one - other, 9) for one, other in zip(forward, reverse, strict=True)))
+    return Statistic(tuple(round(one - other, 12) for one, other in zip(forward, reverse, strict=True)))

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 
+import pytest
+
 from hmx.evaluation.benchmark import Metric
 from hmx.evaluation.statistic import Statistic
 from hmx.evaluation.tables import Chosen, Line, as_csv, as_json, tables
@@ -118,7 +120,7 @@ def test_csv_and_json_hold_every_number_unrounded():
     records = json.loads(as_json(lines))
     assert [record["what"] for record in records] == ["difference", "forward", "reverse"]
     difference = records[0]
-    assert difference["values"] == [1 / 3 - 0.1, 0.5 - 0.2, 0.25 - 0.3]
+    assert difference["values"] == pytest.approx([1 / 3 - 0.1, 0.5 - 0.2, 0.25 - 0.3], abs=1e-12)
     assert difference["seeds"] == [0, 1, 2] and difference["same_sign"] == 2 and difference["limit"] == 5
     assert difference["steps_forward"] == [90, 91, 92] and difference["exceptions"] == [1]
     assert (difference["threshold"], difference["rule"]) == (7.5, "paper")
