@@ -286,11 +286,9 @@ def anywhere(config: Config) -> Config:
 
 def on_device(config: Config, device: str | None) -> Config:
     """The config with another `model.device`, if one is given."""
-    return (
-        config
-        if device is None
-        else dataclasses.replace(config, model=dataclasses.replace(config.model, device=device))
-    )
+    if device is None:
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, device=device))
 
 
 def apart_from_seed(config: Config) -> str:
