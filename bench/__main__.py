@@ -17,8 +17,8 @@ from hmx.errors import UserError, command
 
 SETS = {
     "cpu": (
-        "step --model tiny --threads 1 --rounds 30",
-        "step --model tiny --threads 2 --rounds 20",
+        "step --model tiny --threads 1 --rounds 60",
+        "step --model tiny --threads 2 --rounds 60",
         "step --model tiny --threads 1 --fixed-length 26 --rounds 30",
         "step --model qwen3-50m --fixed-length 32 --rounds 3 --warmup 1",
         "generate --model tiny --threads 1",
