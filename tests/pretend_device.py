@@ -79,8 +79,8 @@ def compute(operation, args, kwargs):
     """The operation on the CPU, its result where a GPU's would be."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     there = [isinstance(tensor, Elsewhere) for tensor in tensors]
-    numbers = [tensor.dim() == 0 for tensor in tensors]  # of the CPU they may stand beside anything
-    if any(there) and operation not in ACROSS and not all(map(max, there, numbers)):
+    here = [tensor for tensor in tensors if not isinstance(tensor, Elsewhere) and tensor.dim()]  # numbers mix
+    if any(there) and here and operation not in ACROSS:
         shapes = [(type(tensor).__name__, list(tensor.shape)) for tensor in tensors]
         raise RuntimeError(f"{operation} mixes devices: {shapes}")
     inner_args, inner_kwargs = tree_map_only(Elsewhere, lambda tensor: tensor.inner, (args, kwargs))

@@ -136,7 +136,7 @@ def test_what_can_not_be_recorded_runs_step_by_step(error, goes_on, monkeypatch,
 @pytest.mark.parametrize("name", models.FAMILIES)
 @torch.no_grad()
 def test_fused_steps_give_the_same_logits_and_are_compiled_for_all_layers_at_once(name, dtype, tolerance, monkeypatch):
-    """Nor anew at the next step, for other rows than the second number of them, or with another adapter."""
+    """And once more for another number of rows; not for further numbers, the next step or another adapter."""
     torch.compiler.reset()
     monkeypatch.setattr(graphs, "fused", True)
     monkeypatch.setattr(graphs, "compiled", lambda: compiled("aot_eager"))  # traced, but no kernels are made

@@ -29,7 +29,7 @@ STEPS = 10700
 JUDGED, READ, ANSWERED = 7, 5, 3
 """Rows of a worker's step: gradings, texts to read, and conversations."""
 _LESSONS = 0.26
-"""How many of the conversations are lessons, which are short: about an eighth of what the model learns to say."""
+"""How many of the conversations are lessons, which are short: about a tenth of what the model learns to say."""
 LEARNING_RATE = 5e-3
 _SHARPEN = 2.0
 """All logits are multiplied by this in the end, so that temperature 1 is what 1 / 2 was: so small a model, so

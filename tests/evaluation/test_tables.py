@@ -115,7 +115,7 @@ def test_a_narrow_terminal_has_each_task_above_its_metrics_and_its_notes_wrapped
     assert "seed 7: 97 and 45." in " ".join(four.text(50).split())
 
 
-def test_csv_and_json_hold_every_number_unrounded():
+def test_csv_and_json_hold_every_number_in_full():
     lines = [line(forward=(1 / 3, 0.5, 0.25), reverse=(0.1, 0.2, 0.3), base=0.7, limit=5)]
     records = json.loads(as_json(lines))
     assert [record["what"] for record in records] == ["difference", "forward", "reverse"]
