@@ -20,6 +20,7 @@ from hmx.evaluation.results import Checkpoint, Result, read_result, write_result
 from hmx.evaluation.statistic import Statistic
 from hmx.evaluation.tables import Chosen, Line
 from hmx.lora import detach, load_adapter
+from hmx.memory import say
 from hmx.models import identity, load_model, set_up
 from hmx.runs import BASE, changed
 from hmx.text import one_line
@@ -194,6 +195,7 @@ def _run(benchmark: Benchmark, subject: Subject, limit: int | None, tick: Tick) 
         # Not in the handler: the exception holds on to every tensor of the computation that failed.
         torch.cuda.empty_cache()
         subject = replace(subject, tokens_at_once=subject.tokens_at_once // 2)
+        say(f"Out of GPU memory: {benchmark.title} begins anew, in batches half as large.")
 
 
 def _told(error: Exception) -> str:

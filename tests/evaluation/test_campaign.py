@@ -352,7 +352,7 @@ def test_an_error_of_foreign_code_stops_nothing_else(runs):
     assert "worse can't be run yet: ZeroDivisionError: division by zero" in campaign.problems
 
 
-def test_too_little_memory_is_met_with_smaller_batches(runs):
+def test_too_little_memory_is_met_with_smaller_batches_and_said(runs, capsys):
     seen = []
 
     class Greedy(Weigh):
@@ -364,6 +364,7 @@ def test_too_little_memory_is_met_with_smaller_batches(runs):
 
     campaign, _ = evaluated(runs, Greedy())
     assert seen[:3] == [32768, 16384, 8192] and campaign.problems == ()
+    assert capsys.readouterr().err.count("Out of GPU memory: Weigh begins anew, in batches half as large.") == 2
 
 
 def beside(runs, name: str) -> None:
