@@ -5,15 +5,20 @@ import unicodedata
 
 _DASH = "\\-\u2010-\u2015\u2212"  # hyphens, en and em dash, minus sign: before a digit they all mean minus
 _DECORATION = r"(?:(?![\n:=])[\W_])*"  # spaces, asterisks, quotes, underscores … of one line
-_BEFORE_NUMBER = rf"(?:(?![\n+{_DASH}])[\W_])*"
+# What may stand before the number: "≥ 7", "<7" and ".7" are other numbers, but "<7>" is 7.
+_BEFORE_NUMBER = rf"(?:<(?=\d+>)|(?![\n+{_DASH}<>\u2264\u2265]|[.,]\d)[\W_])*"
 # A line's label: "Score", however decorated ("**Score:**", "- SCORE =", "> final score (0-10):"), no other word before.
-_RANGE = rf"(?:\([^()\n]*\){_DECORATION})?"
+# The last number in a parenthesis is where the scale ends.
+_RANGE = rf"(?:\((?:[^()\n]*(?<!\d)10)?[^()\d\n]*\){_DECORATION})?"
 _LABEL = rf"^{_DECORATION}(?:final |overall |total )?score{_DECORATION}{_RANGE}[:=]{_BEFORE_NUMBER}"
 _NUMBER = rf"([+{_DASH}]?[ ]?\d+(?:[.,]0(?!\d))?)"
 _CLOSING = r"[ *_`)\]]*"
-_OUT_OF = rf"(?:{_CLOSING}(?:/|out of)[ *_`(]*(\d+))?"
-# What may not follow, since then it was another number: "7th", "7.5", "70%", "1,000", "1/2", "7-8", "7 to 8".
-_END = rf"(?![^\W_]|_+\w|[.,]\d|{_CLOSING}(?:[/\u2044%]|out of)|[ ]+\d|[ ]*(?:[{_DASH}~\u301c]|to|or)[ ]*\d)"
+_SCALE = rf"[ *_`()\[\],]*(?:/|(?:out )?of|on a scale (?:of|from) \d+ ?(?:to|[{_DASH}]))"
+_OUT_OF = rf"(?:{_SCALE}[ *_`(]*(\d+))?"
+# What may not follow, since then it was another number or one of two: "7th", "7.5", "70%", "1,000", "1/2", "7-8",
+# "7 to 8", "7, 8".
+_AND = rf"[{_DASH}~\u301c,&|>\u2192\u21d2]|->|to|or|and"
+_END = rf"(?![^\W_]|_+\w|[.,]\d|{_CLOSING}(?:[/\u2044%]|out of)|{_SCALE}[ ]*\d|[ ]+\d|[ ]*(?:{_AND})[ ]*\d)"
 _SCORE_LINE = re.compile(_LABEL + _NUMBER + _OUT_OF + _END, re.MULTILINE | re.IGNORECASE)
 _ONLY_NUMBER = re.compile(rf"^{_BEFORE_NUMBER}" + _NUMBER + _OUT_OF + r"[*_.!\])}\"' ]*$", re.IGNORECASE)
 
