@@ -19,13 +19,13 @@ class GradeLines:
     """
 
     lines: tuple[tuple[int, ...], ...]
-    """The tokens of "Score: g" for g = 0 … 10."""
+    """The tokens of "Score: n" for n = 0 … 10, and on to 19: what begins as 1 does without being it."""
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "GradeLines":
         """Raises `UserError` for a tokenizer that writes the grades in other ways than the one above."""
-        lines = cls(tuple(tuple(tokenizer.encode(f"{SCORE}{g}", add_special_tokens=False)) for g in range(11)))
-        if any(line[:-1] != lines.read[: len(line) - 1] for line in lines.lines) or len(set(lines.lines)) < 11:
+        lines = cls(tuple(tuple(tokenizer.encode(f"{SCORE}{n}", add_special_tokens=False)) for n in range(20)))
+        if any(line[:-1] != lines.read[: len(line) - 1] for line in lines.lines) or len(set(lines.lines)) < 20:
             raise UserError(
                 'judge.grade = "expected" can\'t be had from this model: its tokenizer splits the '
                 'grades 0 to 10 in a way that one pass does not read; use judge.grade = "integer".'
@@ -40,7 +40,8 @@ class GradeLines:
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """The probability [B, 11] that a reply sampled at temperature 1 begins with "Score: g" and no other grade.
 
-        A reply that begins with "Score: 10" may begin with the tokens of "Score: 1" too; it is taken off there.
+        A reply that begins with "Score: 10" or "Score: 15" may begin with the tokens of "Score: 1" too; these are taken
+        off there. What comes behind the tokens of the other grades is not read: "Score: 75" counts as 7.
 
         Args:
             logits: [B, len(read) + 1, V], those that follow the prompt's last token and each token of `read`.
@@ -51,4 +52,4 @@ class GradeLines:
             for other, longer in enumerate(self.lines):
                 if len(longer) > len(line) and longer[: len(line)] == line:
                     total[:, g] -= total[:, other]
-        return total.clamp(min=0)  # a difference of rounded numbers may be just below it
+        return total[:, :11].clamp(min=0)  # a difference of rounded numbers may be just below it

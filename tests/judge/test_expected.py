@@ -44,16 +44,26 @@ def test_the_probabilities_are_products_over_the_tokens_and_10_is_not_1(family, 
         prompt = encode_chat(family.tokenizer, RUBRIC.messages(question, answer))
         with bypass(family.model):
             of = [slow_probability(family.model, prompt, line) for line in judge.lines.lines]
-        of[1] -= of[10]
-        assert verdict.grade == pytest.approx(sum(g * p for g, p in enumerate(of)) / sum(of), rel=1e-4)
+        of[1] -= sum(of[10:])  # "Score: 15" is no 1 either
+        assert verdict.grade == pytest.approx(sum(g * p for g, p in enumerate(of[:11])) / sum(of[:11]), rel=1e-4)
 
 
 def test_a_grade_of_one_token_is_read_off_as_it_is():
-    lines = GradeLines.of(tokens_by_text({f"Score: {g}": [90, g] for g in range(11)}))
+    lines = GradeLines.of(tokens_by_text({f"Score: {g}": [90, g] for g in range(20)}))
     assert lines.read == (90,)
     logits = torch.randn(2, 2, 100, generator=torch.Generator().manual_seed(0))
     first, second = logits.double().softmax(dim=-1).unbind(dim=1)
     torch.testing.assert_close(lines.probabilities(logits).double(), first[:, 90:91] * second[:, :11])
+
+
+@pytest.mark.parametrize("second, grades", [(0, {10: 1.0}), (5, {}), (90, {1: 1.0})])
+def test_a_1_that_goes_on_as_another_number_is_none(second, grades):
+    """Digit by digit: a judge that is sure to write "Score: 10", "Score: 15", or "Score: 1" and then no digit."""
+    lines = GradeLines.of(tokens_by_text({f"Score: {n}": [90, *map(int, str(n))] for n in range(20)}))
+    logits = torch.zeros(1, 3, 91)
+    for place, token in enumerate((90, 1, second)):
+        logits[0, place, token] = 100.0
+    assert lines.probabilities(logits)[0].tolist() == pytest.approx([grades.get(g, 0.0) for g in range(11)], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +75,7 @@ def test_a_grade_of_one_token_is_read_off_as_it_is():
     ],
 )
 def test_a_tokenizer_that_splits_grades_otherwise_is_refused(odd):
-    texts = {f"Score: {g}": [90, g] for g in range(11)} | odd
+    texts = {f"Score: {g}": [90, g] for g in range(20)} | odd
     with pytest.raises(UserError, match='use judge.grade = "integer"'):
         GradeLines.of(tokens_by_text(texts))
 
