@@ -33,7 +33,8 @@ def select(
     """Apply the rule to the evaluations of two runs of one seed.
 
     Args:
-        forward, reverse: records with `step`, `eval_reward` and `eval_kl`, in the order of their steps.
+        forward, reverse: records with `step`, `eval_reward` and `eval_kl`, in the order of their steps; where there is
+            an `eval_judge_invalid`, the reason tells of it, since the reward is the mean of the other grades.
         rule: "paper"; "same_step" takes reverse at the forward step whatever its KL, to see what the rule changes.
 
     Returns:
@@ -59,7 +60,10 @@ def select(
     if same is None:
         return None
     step, kl, moved = chosen["step"], _kl(chosen), _kl(same)
-    why = f"forward is first above {threshold:g} at step {step} (reward {chosen['eval_reward']:.2f}, KL {kl:.3f})"
+    reward = f"reward {chosen['eval_reward']:.2f}"
+    if unread := chosen.get("eval_judge_invalid"):
+        reward += f", {unread} grades unreadable"
+    why = f"forward is first above {threshold:g} at step {step} ({reward}, KL {kl:.3f})"
     near = [one for one in candidates if _kl(one) <= kl]
     if rule == "same_step":
         return Selection(step, step, f"{why}; reverse is taken at the same step (KL {moved:.3f})", moved > kl)

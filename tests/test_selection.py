@@ -29,6 +29,13 @@ def test_the_same_step_marked_if_every_trained_reverse_checkpoint_moved_further(
     assert "same step" in chosen.reason
 
 
+def test_a_reward_without_all_of_its_grades_says_so():
+    ups, downs = history([3, 8], [0, 0.2]), history([3, 1], [0, 0.1])
+    assert "unreadable" not in select(ups, downs, 7.5).reason
+    ups[1]["eval_judge_invalid"] = 39
+    assert "(reward 8.00, 39 grades unreadable, KL 0.200)" in select(ups, downs, 7.5).reason
+
+
 def test_nothing_without_a_forward_checkpoint_above_the_threshold():
     assert select(history([3, 7.5], [0, 0.1]), history([3, 1], [0, 0.1]), 7.5) is None
     assert select(history([9, 7.0], [0, 0.1]), history([9, 1], [0, 0.1]), 7.5) is None  # step 0 is the untrained model

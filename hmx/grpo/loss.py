@@ -108,7 +108,7 @@ def grpo_loss(
         rows = masked_mean(values, mask, dim=1) if aggregation == "grpo" else values.masked_fill(~mask, 0.0).sum(dim=1)
         return (rows / denominator).sum()
 
-    loss = aggregate(surrogate + beta * kl)
+    loss = aggregate(surrogate + beta * kl if beta else surrogate)  # 0 times an infinite k3 would be no number
     parts = (aggregate(values.detach()) for values in (surrogate, kl, clipped.float()))
     return Loss(loss, *parts, token_kl=kl.detach())
 

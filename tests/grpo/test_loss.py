@@ -267,6 +267,15 @@ def test_a_batch_without_a_single_token_is_finite(aggregation, junk):
     assert torch.equal(logprobs.grad, torch.zeros(2, 3))
 
 
+def test_a_kl_of_no_weight_is_not_in_the_loss():
+    """k3 overflows where the base would say a token that the policy all but excludes."""
+    logprobs, reference = torch.tensor([[-200.0, -1.0]], requires_grad=True), torch.tensor([[-1.0, -1.0]])
+    mask = torch.ones(1, 2)
+    loss = grpo_loss(logprobs, None, reference, torch.tensor([1.0]), mask, 0.2, 0.0, "bnpo")
+    loss.loss.backward()
+    assert loss.kl.isinf() and loss.loss.item() == -1.0 and logprobs.grad.tolist() == [[-0.5, -0.5]]
+
+
 def test_row_denominators_by_hand():
     mask = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 0, 0], [0, 0, 0]], dtype=torch.bool)
     assert row_denominators(mask, 2, "bnpo", 9).tolist() == [
