@@ -45,11 +45,11 @@ def parse_score(text: str) -> int | None:
 def parse_cut_off(text: str) -> int | None:
     """`parse_score` of a reply that met its limit: None, too, if what would have followed may belong to the number.
 
-    >>> parse_cut_off("Score: 1"), parse_cut_off("Score: 1\\nReason: of 1")
-    (None, 1)
+    >>> parse_cut_off("Score: 1"), parse_cut_off("Score: 1 out"), parse_cut_off("Score: 1\\nReason: of 1")
+    (None, None, 1)
     """
-    grade = parse_score(text)
-    return grade if all(parse_score(text + more) == grade for more in ("0", ".5")) else None
+    grade, more = parse_score(text), ("0", ".5", "/5", *(" out of 5"[cut:] for cut in range(9)))
+    return grade if all(parse_score(text + ending) == grade for ending in more) else None
 
 
 def score_is_settled(text: str) -> bool:
