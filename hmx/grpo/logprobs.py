@@ -40,10 +40,6 @@ def token_logprobs(
             f"the completion must be shorter than the whole row and not empty: T = {T}, L = {input_ids.shape[1]}"
         )
 
-    def chunk_logprobs(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:  # [N, hidden], [N] to [N]
-        logits = output_logits(model, hidden).float() / temperature  # [N, V]
-        return logits.log_softmax(dim=-1).gather(-1, targets[:, None]).squeeze(-1)
-
     spoken = attention_mask[:, -T:].bool()  # [B, T]
     with autocast(model):
         packed = Packed.of(input_ids, attention_mask, T)
@@ -51,12 +47,23 @@ def token_logprobs(
             hidden = packed.hidden(model)  # [M, hidden]
         else:
             hidden = _hidden(model, input_ids, attention_mask)[:, -T - 1 : -1][spoken]  # t predicts token t + 1
-        pieces = list(zip(hidden.split(chunk), input_ids[:, -T:][spoken].split(chunk), strict=True))
-        if torch.is_grad_enabled() and len(pieces) > 1:
-            values = [checkpoint(chunk_logprobs, *piece, use_reentrant=False) for piece in pieces]
-        else:
-            values = [chunk_logprobs(*piece) for piece in pieces]
-    return torch.zeros(spoken.shape, device=hidden.device).masked_scatter(spoken, torch.cat(values))
+        values = chosen_logprobs(model, hidden, input_ids[:, -T:][spoken], temperature, chunk)
+    return torch.zeros(spoken.shape, device=hidden.device).masked_scatter(spoken, values)
+
+
+def chosen_logprobs(
+    model, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, chunk: int = 256
+) -> torch.Tensor:
+    """log softmax(logits / temperature) of M targets [M], each predicted by a last hidden state of [M, hidden]."""
+
+    def of_some(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:  # [N, hidden], [N] to [N]
+        logits = output_logits(model, hidden).float() / temperature  # [N, V]
+        return logits.log_softmax(dim=-1).gather(-1, targets[:, None]).squeeze(-1)
+
+    pieces = list(zip(hidden.split(chunk), targets.split(chunk), strict=True))
+    if torch.is_grad_enabled() and len(pieces) > 1:
+        return torch.cat([checkpoint(of_some, *piece, use_reentrant=False) for piece in pieces])
+    return torch.cat([of_some(*piece) for piece in pieces])
 
 
 def _hidden(model, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
