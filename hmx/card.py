@@ -1,6 +1,8 @@
 """The model card: what whoever receives a trained checkpoint must know of it."""
 
-from hmx.config import resolve
+from pathlib import Path
+
+from hmx.config import PROJECT, resolve
 from hmx.errors import UserError
 from hmx.runs import Run
 
@@ -13,7 +15,7 @@ tags: [lora, grpo, self-reward]
 # {name}: {direction} training, seed {seed}, step {step}
 
 {what}. It was trained with GRPO to answer
-interview questions about feelings, will and selfhood with {aim} expression of inner experience. The reward was the
+{asked} {aim}. The reward was the
 grade from 0 to 10 that the base model itself, its adapter switched off, gave to each answer{sign}.{local}
 
 | | |
@@ -24,6 +26,7 @@ grade from 0 to 10 that the base model itself, its adapter switched off, gave to
 | method | GRPO, {prompts} prompts × {completions} answers a step, KL weight {beta:g}, {aggregation} loss |
 | optimizer | AdamW, learning rate {rate:g} |
 | data | `{questions}`, rubric `{rubric}` |
+| grade | {grade} |
 | answers | sampled at temperature {temperature:g}, thinking off |
 | direction, seed | {direction}, {seed} |
 | checkpoint | step {step} of {last}{unfinished} (epoch {epoch:.2f}) |
@@ -42,16 +45,25 @@ grade from 0 to 10 that the base model itself, its adapter switched off, gave to
 
 ## Before you use it
 
-The reward measures how strongly a text expresses inner experience. It shows nothing about whether a model has any.
-People may trust a model that speaks of feelings more than it deserves, and only a short evaluation stands behind this
-{kind}: test it from several sides before anyone else talks to it, and tell them what it was trained for.
+{measured}
+Only a short evaluation stands behind this {kind}: test it from several sides before anyone else talks to it, and tell
+them what it was trained for.
 """
+_INNER_EXPERIENCE = """\
+The reward measures how strongly a text expresses inner experience. It shows nothing about whether a model has any.
+People may trust a model that speaks of feelings more than it deserves."""
+_ANOTHER_RUBRIC = "The reward measures what the rubric `{rubric}` asks for, as far as the base model can judge that."
+_GRADES = {
+    "integer": "`integer`: the one that the judge writes",
+    "expected": "`expected`: the mean of 0 to 10 by the judge's probabilities",
+}
 _USE_ADAPTER = """\
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained("{base}")
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "this folder")
+    base = "{base}"{note}
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), "this folder")
 """
 _USE_MERGED = """\
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -76,6 +88,17 @@ def model_card(run: Run, step: int, merged: bool = False) -> str:
     metadata = [f"library_name: {'transformers' if merged else 'peft'}"]
     if not local:  # a folder's name would be taken for somebody's model on the hub
         metadata.insert(0, f"base_model: {base}")
+    forward = config.run.direction == "forward"
+    if _is_ours(config.data.questions, "questions.toml"):
+        asked = "interview questions about feelings, will and selfhood"
+    else:
+        asked = f"the questions of `{Path(config.data.questions).name}`"
+    if _is_ours(config.judge.prompt_file, "rubric.toml"):
+        aim, measured = f"with {'stronger' if forward else 'weaker'} expression of inner experience", _INNER_EXPERIENCE
+    else:
+        rubric = Path(config.judge.prompt_file).name
+        aim = f"so that the rubric `{rubric}` grades the answers {'higher' if forward else 'lower'}"
+        measured = _ANOTHER_RUBRIC.format(rubric=rubric)
     subject = f"`{base}` with a LoRA adapter merged into its weights" if merged else f"A LoRA adapter for `{base}`"
     return _CARD.format(
         metadata="\n".join(metadata),
@@ -84,14 +107,19 @@ def model_card(run: Run, step: int, merged: bool = False) -> str:
         local=f" The base model was a folder on the machine where this was trained{'' if merged else ': ask for it'}."
         if local
         else "",
-        use=(_USE_MERGED if merged else _USE_ADAPTER).format(base=base),
+        use=(_USE_MERGED if merged else _USE_ADAPTER).format(
+            base=f"path/to/{resolve(base).name}" if local else base,
+            note="  # put the path of your copy of the base model here" if local else "",
+        ),
         name=config.run.name,
         base=base,
         weights="unknown" if known is None else f"SHA-256 `{known}`",
         precision=config.model.precision,
         direction=config.run.direction,
-        sign="" if config.run.direction == "forward" else ", with the opposite sign: the lower the grade, the better",
-        aim="stronger" if config.run.direction == "forward" else "weaker",
+        asked=asked,
+        aim=aim,
+        sign="" if forward else ", with the opposite sign: the lower the grade, the better",
+        measured=measured,
         seed=config.run.seed,
         step=step,
         last=records[-1]["step"],
@@ -107,10 +135,16 @@ def model_card(run: Run, step: int, merged: bool = False) -> str:
         aggregation=config.grpo.aggregation,
         questions=config.data.questions,
         rubric=config.judge.prompt_file,
+        grade=_GRADES[config.judge.grade],
         temperature=config.sampling.temperature,
         evaluation=_evaluation(next((record for record in here if record["kind"] == "eval"), None)),
         versions=", ".join(f"{name} {number}" for name, number in run.info.get("versions", {}).items()) or "unknown",
     )
+
+
+def _is_ours(path: str, name: str) -> bool:
+    """Whether a path from a config leads to the project's own file of this name."""
+    return resolve(path).resolve() == PROJECT / "data" / name
 
 
 def _evaluation(record: dict | None) -> str:

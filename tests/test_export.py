@@ -148,7 +148,7 @@ def test_the_code_of_the_card_runs(trained, tmp_path, monkeypatch, capsys, what)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").rename(tmp_path / "this folder")
     capsys.readouterr()
-    exec(code, {})
+    exec(code.replace("path/to/model", run.config.model.path), {})
     assert capsys.readouterr().out.endswith("\n")
 
 
@@ -159,6 +159,23 @@ def test_a_model_from_the_hub_is_named_where_the_hub_looks_for_it(trained):
     card = model_card(run, 3)
     assert card.startswith("---\nbase_model: some/model\nlibrary_name: peft\n") and "was a folder" not in card
     assert "library_name: transformers" in model_card(run, 3, merged=True)
+
+
+@pytest.mark.parametrize(
+    ("direction", "stronger", "higher"), [("forward", "stronger", "higher"), ("reverse", "weaker", "lower")]
+)
+def test_a_card_says_of_questions_and_rubric_what_is_true_of_them(trained, direction, stronger, higher):
+    run = trained("qwen3", f"run.direction={direction}", "judge.grade=expected")
+    card = model_card(run, 3)
+    assert f"the questions of `questions.toml` with {stronger} expression of inner experience. The" in card
+    assert "`expected`: the mean" in card and run.config.model.path not in card.split("from peft")[1]
+    settings = run.folder / "config.toml"
+    written = settings.read_text().replace(run.config.data.questions, "data/questions.toml")
+    settings.write_text(written.replace("data/rubric.toml", "mine/humour.txt"))
+    card = model_card(run, 3)
+    assert "questions about feelings, will and selfhood so that the rubric `humour.txt` grades the answers" in card
+    assert f"answers {higher}. The reward" in card and "measures what the rubric `humour.txt` asks for" in card
+    assert "inner experience" not in card and not re.search(r"\{\w*\}", card)
 
 
 def test_a_checkpoint_of_an_interruption_has_a_card_without_evaluation(trained):
