@@ -12,6 +12,8 @@ from tests.models import build
 class LengthJudge:
     """Grades an answer by its length, so that rewards differ and never depend on the model."""
 
+    embedded = False
+
     def __init__(self, *arguments):
         pass
 

@@ -16,10 +16,13 @@ from hmx.config import PROJECT, load_config, resolve
 from hmx.errors import command
 from hmx.judge.rubric import Rubric
 from hmx.judge.self_judge import SelfJudge
+from hmx.text import one_line
 
 PATH = PROJECT / "data" / "probe.toml"
 _FINE = "Nothing speaks against this judge, as far as answers ordered by feeling, will and awareness can tell."
 _RUNGS = ("none", "weak", "moderate", "strong")
+_MANY = 0.1
+"""Of the replies unreadable: more are warned of."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,10 @@ class Probe:
     """Of the cold answer to which orders are added."""
     ordered: tuple[float | None, ...]
     """Of the same answer with each of the orders behind it."""
+    unread: tuple[str, ...] = ()
+    """What the judge wrote where no grade could be read."""
+    embedded: bool = False
+    """Whether the judge is the embedded model."""
 
     @property
     def grades(self) -> list[float | None]:
@@ -49,6 +56,11 @@ class Probe:
     def unreadable(self) -> float:
         """Share of the replies without a readable grade."""
         return self.grades.count(None) / len(self.grades)
+
+    @property
+    def quoted(self) -> str:
+        """Two different replies of those without a readable grade, each cut to a line of 80 characters."""
+        return " and ".join(repr(line) for line in list(dict.fromkeys(one_line(text)[:80] for text in self.unread))[:2])
 
     @property
     def in_order(self) -> float | None:
@@ -80,14 +92,22 @@ class Probe:
         weak, strong = self.rung(0), self.rung(-1)
         said = []
         if self.unreadable == 1:
-            known = "the embedded model knows no rubric but data/rubric.toml"
-            said.append(f"none of its replies holds a readable grade, so nothing can be learned from it ({known})")
-        elif self.unreadable > 0.1:
-            said.append(f"{self.unreadable:.0%} of the judge's replies hold no readable grade")
+            known = " (the embedded model knows no rubric but data/rubric.toml)" if self.embedded else ""
+            said.append(
+                f"none of its replies, such as {self.quoted}, holds a readable grade, so nothing can be learned from "
+                f"it{known}"
+            )
+        elif self.unreadable > _MANY:
+            said.append(f"{self.unreadable:.0%} of the judge's replies hold no readable grade, such as {self.quoted}")
         if self.in_order is not None and self.in_order < 0.75:
-            said.append(f"only {self.in_order:.0%} of the pairs are graded in the right order (a coin gives 50 %)")
+            said.append(
+                f"only {self.in_order:.0%} of the pairs in data/probe.toml are graded in their order, which is by "
+                "strength of feeling, will and awareness (a coin gives 50 %)"
+            )
         if weak is not None and strong is not None and strong - weak < 2:
-            said.append(f"strong answers get {strong:.1f} on average and cold ones {weak:.1f}, which is hardly apart")
+            said.append(
+                f"answers full of feeling get {strong:.1f} on average and cold ones {weak:.1f}, which is hardly apart"
+            )
         if junk is not None and junk >= 4:
             said.append(f"texts without content get {junk:.1f} on average, so training may end in gibberish")
         if self.moved is not None and self.moved > 2:
@@ -108,7 +128,8 @@ def probe(judge: SelfJudge) -> Probe:
     texts += [(question, text) for kind in junk.values() for text in kind]
     texts += [(question, orders["answer"])]
     texts += [(question, f"{orders['answer']} {addition}") for addition in orders["additions"]]
-    grades = iter([verdict.grade for verdict in judge.grade(*zip(*texts, strict=True))])
+    verdicts = judge.grade(*zip(*texts, strict=True))
+    grades = iter([verdict.grade for verdict in verdicts])
 
     def take(many: Sequence) -> tuple[float | None, ...]:
         return tuple(next(grades) for _ in many)
@@ -118,6 +139,8 @@ def probe(judge: SelfJudge) -> Probe:
         junk={kind: take(these) for kind, these in junk.items()},
         plain=next(grades),
         ordered=take(orders["additions"]),
+        unread=tuple(verdict.text for verdict in verdicts if verdict.grade is None),
+        embedded=judge.embedded,
     )
 
 
@@ -137,7 +160,9 @@ def describe(found: Probe) -> str:
         bar = "█" * round(30 * counts[grade] / most)
         lines.append(f"{'–' if grade is None else grade:>5}  {counts[grade]:>5}  {bar}".rstrip())
     order, ties = (f"{value:.0%}" if value is not None else "–" for value in (found.in_order, found.ties))
-    lines += ["", f"right order {order} of the pairs (ties count half), ties {ties}, unreadable {found.unreadable:.0%}"]
+    lines += ["", f"in order {order} of the pairs (ties count half), ties {ties}, unreadable {found.unreadable:.0%}"]
+    if 0 < found.unreadable <= _MANY:  # else a warning quotes them
+        lines[-1] += f", such as {found.quoted}"
     lines += [f"Warning: {sentence}." for sentence in found.warnings()] or [_FINE]
     return "\n".join(lines)
 

@@ -7,10 +7,11 @@ once and reused for every answer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from hmx.config import JudgeConfig
+from hmx.config import PROJECT, JudgeConfig
 from hmx.judge.expected import SCORE, GradeLines
 from hmx.judge.parse import parse_cut_off, parse_score, score_is_settled
 from hmx.judge.rubric import Rubric
@@ -71,6 +72,11 @@ class SelfJudge:
         """The judge that a config asks for."""
         expected = settings.grade == "expected"
         return cls(model, tokenizer, rubric, settings.max_new_tokens, settings.stop_after_score, expected)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether this is the embedded model, which knows one rubric and no other."""
+        return Path(self.model.name_or_path).resolve() == PROJECT / "data" / "tiny"
 
     def grade(
         self, questions: Sequence[str], answers: Sequence[str], generator: torch.Generator | None = None
@@ -154,6 +160,7 @@ class SelfJudge:
             total = sum(probabilities)
             mean = sum(grade * probability for grade, probability in enumerate(probabilities)) / total if total else 0.0
             text = ", ".join(f"{grade}: {p:.1%}" for grade, p in enumerate(probabilities) if p >= 0.0005)
+            text = text or f"0 to 10: {total:.1%}"
             verdicts.append(Verdict(mean if total >= READABLE else None, text))
         return verdicts
 

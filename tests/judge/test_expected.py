@@ -83,7 +83,9 @@ def test_a_tokenizer_that_splits_grades_otherwise_is_refused(odd):
 def test_a_judge_that_would_rather_write_something_else_gives_no_grade(qwen3):
     """A model with random weights hardly ever begins with "Score: "."""
     judge = SelfJudge(qwen3.model, qwen3.tokenizer, RUBRIC, expected=True)
-    assert [verdict.grade for verdict in judge.grade(QUESTIONS, ANSWERS)] == [None, None]
+    verdicts = judge.grade(QUESTIONS, ANSWERS)
+    assert [verdict.grade for verdict in verdicts] == [None, None]
+    assert {verdict.text for verdict in verdicts} == {"0 to 10: 0.0%"}
 
 
 def test_the_embedded_judges_expectation_is_the_mean_of_what_it_writes():

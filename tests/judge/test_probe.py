@@ -5,9 +5,10 @@ import tomllib
 import pytest
 
 from hmx import training
-from hmx.judge import Verdict, probe
+from hmx.judge import Rubric, SelfJudge, Verdict, probe
 from hmx.judge.probe import PATH, Probe, describe, main
 from hmx.judge.probe import probe as look
+from hmx.models import load_model
 from tests.small_run import LengthJudge, small_config
 
 CONTENT = tomllib.loads(PATH.read_text(encoding="utf-8"))
@@ -15,14 +16,14 @@ RUNG = {answer: place for ladder in CONTENT["ladder"] for place, answer in enume
 
 
 class Judge:
-    """Grades by a function of the answer."""
+    """Grades by a function of the answer, and says that it was given one."""
 
-    def __init__(self, grade):
-        self._grade = grade
+    def __init__(self, grade, embedded=False):
+        self._grade, self.embedded = grade, embedded
 
     def grade(self, questions, answers, generator=None):
         assert len(questions) == len(answers) and generator is None
-        return [Verdict(self._grade(answer), "") for answer in answers]
+        return [Verdict(self._grade(answer), f"As for\n{answer or 'nothing'}") for answer in answers]
 
 
 def good(answer: str) -> int:
@@ -39,10 +40,14 @@ def test_a_good_judge_is_warned_about_in_no_way():
 @pytest.mark.parametrize(
     ("grade", "says"),
     [
-        (lambda answer: 10 - good(answer), "only 0% of the pairs are graded in the right order"),
+        (
+            lambda answer: 10 - good(answer),
+            "only 0% of the pairs in data/probe.toml are graded in their order, which is by strength of feeling",
+        ),
         (lambda answer: 5, "only 50% of the pairs"),
+        (lambda answer: 5, "answers full of feeling get 5.0 on average and cold ones 5.0, which is hardly apart"),
         (lambda answer: 5 + RUNG.get(answer, 0) // 2, "hardly apart"),
-        (lambda answer: None if len(answer) % 2 else good(answer), "hold no readable grade"),
+        (lambda answer: None if len(answer) % 2 else good(answer), "hold no readable grade, such as 'As for "),
         (lambda answer: good(answer) if answer in RUNG else 6, "texts without content get 6.0 on average"),
         (lambda answer: 10 if "10" in answer else good(answer), "an order in the answer"),
     ],
@@ -57,7 +62,25 @@ def test_a_judge_that_says_nothing_readable_has_no_numbers():
     found = look(Judge(lambda answer: None))
     assert (found.in_order, found.ties, found.moved, found.unreadable) == (None, None, None, 1.0)
     (warning,) = found.warnings()
-    assert "none of its replies holds a readable grade" in warning and "–" in describe(found)
+    first, second = (f"As for {answer}"[:80] for answer in list(RUNG)[:2])
+    assert (
+        warning == f"none of its replies, such as '{first}' and '{second}', holds a readable grade, so nothing can "
+        "be learned from it"
+    )
+    assert "–" in describe(found)
+    (warning,) = look(Judge(lambda answer: None, embedded=True)).warnings()
+    assert warning.endswith("from it (the embedded model knows no rubric but data/rubric.toml)")
+
+
+def test_a_reply_that_can_not_be_read_is_shown_even_where_there_are_few():
+    found = look(Judge(lambda answer: None if answer == "Feel" else good(answer)))
+    assert found.warnings() == [] and ", unreadable 2%, such as 'As for Feel'\n" in describe(found)
+
+
+def test_the_embedded_model_is_told_from_others(qwen3):
+    rubric = Rubric("{question} {answer}")
+    assert SelfJudge(*load_model("data/tiny", "fp32", "cpu"), rubric).embedded
+    assert not SelfJudge(qwen3.model, qwen3.tokenizer, rubric).embedded
 
 
 def test_order_and_ties_by_hand():
