@@ -80,12 +80,13 @@ def carry_out(runs: Sequence[Planned], plain: bool = False, train: Train = train
     spawn = multiprocessing.get_context("spawn")
     to_do = sum(not one.run.finished for one in runs)
     helpers = [spawn.Process(target=_help, args=(runs, n), daemon=True) for n in range(min(at_once, to_do) - 1)]
-    for helper in helpers:
-        helper.start()
-    if helpers:
-        print(f"\nBeside what is shown here {len(helpers)} more train in silence, beginning with the last.")
     with _ended_as_by_ctrl_c():
         try:
+            with _deaf_to_ctrl_c():
+                for helper in helpers:
+                    helper.start()
+            if helpers:
+                print(f"\nBeside what is shown here {len(helpers)} more train in silence, beginning with the last.")
             if not _train_in_turn(runs, helpers, plain, train):
                 return False
         finally:
@@ -109,6 +110,18 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
     finally:
         for number, handler in found.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Ignore Ctrl-C for the milliseconds in which processes are started: they inherit that, and so never hear what a
+    terminal tells all of them. The one that was started by hand ends them.
+    """
+    found = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, found)
 
 
 def _train_in_turn(runs: Sequence[Planned], helpers: Sequence, plain: bool, train: Train) -> bool:
@@ -155,7 +168,6 @@ def _help(runs: Sequence[Planned], number: int) -> None:
     """Train what nobody else is training, without a word: the process that was started by hand has the last one, and
     alone hears Ctrl-C. Each helper, by its number, begins with another run.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         order = [*runs[::-1][number:], *runs[::-1][:number]]  # from the other end, so that the two meet once
         for one in order:
@@ -166,7 +178,7 @@ def _help(runs: Sequence[Planned], number: int) -> None:
             except UserError:
                 continue  # another helper was quicker, or whoever was started by hand will tell what is wrong
             if not one.run.finished:
-                return  # Ctrl-C
+                return  # it was asked to stop
             _tidy_up()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import signal
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 
 import train
 from hmx import study, training
+from hmx.config import load_config
 from hmx.errors import UserError
 from hmx.runs import Busy, Run
 from hmx.study import carry_out, plan, selections, table
+from tests.evaluation.made_runs import make_run
 from tests.small_run import LengthJudge, small_config, without_times
 
 
@@ -159,11 +162,15 @@ def test_ctrl_c_stops_the_helpers_too_and_nothing_is_lost(tmp_path, monkeypatch)
     sets = ("judge.max_new_tokens=1", "train.epochs=4")
     whole = two_by_two(tmp_path, "run.name=whole", *sets)
     assert carry_out(whole, plain=True)
-    runs = two_by_two(tmp_path, *sets)
+    runs, before = two_by_two(tmp_path, *sets), signal.getsignal(signal.SIGINT)
 
     def interrupted(config, **options):
+        assert signal.getsignal(signal.SIGINT) == before
+        for helper in multiprocessing.active_children():
+            os.kill(helper.pid, signal.SIGINT)  # a terminal's Ctrl-C, while it still imports
         while multiprocessing.active_children() and not any(one.run.latest_step() for one in runs[1:]):
             pass  # until the helper has saved something, or is gone
+        assert multiprocessing.active_children(), "it heard Ctrl-C"
         return Run(config.run_folder)
 
     assert not carry_out(runs, plain=True, train=interrupted, at_once=2)
@@ -221,6 +228,13 @@ def test_the_table_tells_how_far_each_run_is(tmp_path):
     assert lines[2][:5] == ["3", "reverse", "0", "/", "3"] and lines[2][-1] == "begun"
     assert lines[3][-2:] == ["to", "do"]
     assert selections(runs) == ""
+
+
+def test_the_selections_of_a_study_follow_the_rule_of_its_config(tmp_path):
+    for direction in ("forward", "reverse"):
+        make_run(tmp_path, direction, sets=["selection.rule=same_step"])
+    sets = [f"run.folder={tmp_path}/runs", "selection.rule=same_step", "study.seeds=[0]"]
+    assert "reverse is taken at the same step" in selections(plan(load_config(tmp_path / "mine.toml", sets)))
 
 
 @pytest.mark.parametrize(
