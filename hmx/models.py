@@ -81,7 +81,7 @@ def load_model(path: str, precision: str, device: str):
     target, architecture = pick_device(device), model_config(path)
     use(target)
     logging.disable_progress_bar()  # loading takes seconds; downloads have bars of their own
-    with _one_sentence_for(path):
+    with _one_sentence_for(path), _without_reports():
         tokenizer = AutoTokenizer.from_pretrained(**_source(path))
         require_chat_template(tokenizer, path)
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -293,6 +293,17 @@ def hub_is_reachable() -> bool:
     except OSError:
         return False
     return True
+
+
+@contextmanager
+def _without_reports():
+    """Nothing is logged that is no error: of weights that do not fit transformers prints a table, and we a sentence."""
+    found = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(found)
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import logging.handlers
 
 import pytest
 import torch
+import transformers
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
@@ -92,6 +94,19 @@ def test_a_folder_that_can_not_be_used_is_refused_with_the_reason(folder, what):
         load_model(str(folder), "fp32", "cpu")
 
 
+@pytest.mark.parametrize("key, value", [("hidden_size", 16), ("vocab_size", 7)])
+def test_transformers_prints_no_report_beside_our_sentence(folder, key, value):
+    set_keys(folder / "config.json", **{key: value})
+    handler, found = logging.handlers.BufferingHandler(9), transformers.logging.get_verbosity()
+    transformers.logging.add_handler(handler)
+    try:
+        with pytest.raises(UserError, match="has another shape than config.json says"):
+            load_model(str(folder), "fp32", "cpu")
+    finally:
+        transformers.logging.remove_handler(handler)
+    assert handler.buffer == [] and transformers.logging.get_verbosity() == found
+
+
 def test_code_that_comes_with_a_model_is_never_run_nor_asked_about(folder, tmp_path, monkeypatch):
     """The kind is unknown to transformers, which then offers on the terminal to run the folder's code."""
     ran = tmp_path / "ran"
@@ -175,9 +190,11 @@ def test_a_model_made_for_shorter_texts_is_refused_before_and_at_training(tmp_pa
             each(longer)
 
 
-def test_a_judge_that_has_no_room_for_the_rubric_and_the_longest_answer_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "sets", [["sampling.max_sequence_length=1024", "sampling.max_completion_length=0"], ["judge.max_new_tokens=900"]]
+)
+def test_a_judge_that_has_no_room_for_the_rubric_the_longest_answer_and_its_reply_is_refused(tmp_path, sets):
     small_config(tmp_path)
-    sets = ["sampling.max_sequence_length=1024", "sampling.max_completion_length=0"]
     with pytest.raises(UserError, match="the judge may have to read and write 1[0-9]{3} tokens.* was made for 1024"):
         training.build_trainer(load_config(tmp_path / "small.toml", sets))
 
