@@ -63,20 +63,30 @@ def select(
     reward = f"reward {chosen['eval_reward']:.2f}"
     if unread := chosen.get("eval_judge_invalid"):
         reward += f", {unread} grades unreadable"
-    why = f"forward is first above {threshold:g} at step {step} ({reward}, KL {kl:.3f})"
+    why = f"forward is first above {threshold:g} at step {step} ({reward}, KL {_digits(kl)})"
     near = [one for one in candidates if _kl(one) <= kl]
     if rule == "same_step":
-        return Selection(step, step, f"{why}; reverse is taken at the same step (KL {moved:.3f})", moved > kl)
+        return Selection(step, step, f"{why}; reverse is taken at the same step (KL {_digits(moved)})", moved > kl)
     if not near:
-        why += f"; reverse had moved further at every step (KL {moved:.3f} there), so its same step is taken"
+        why += f"; reverse had moved further at every step (KL {_digits(moved)} there), so its same step is taken"
         return Selection(step, step, why, further_than_forward=True)
     if near[-1] is same:
-        return Selection(step, step, f"{why}; reverse at the same step has KL {moved:.3f}, no more than that")
+        return Selection(step, step, f"{why}; reverse at the same step has KL {_digits(moved)}, no more than that")
     taken, its_kl = near[-1]["step"], _kl(near[-1])
-    why += f"; reverse had moved further by then (KL {moved:.3f}), so its step {taken} is taken (KL {its_kl:.3f})"
+    why += f"; reverse had moved further by then (KL {_digits(moved)}), "
+    why += f"so its step {taken} is taken (KL {_digits(its_kl)})"
     return Selection(step, taken, why)
 
 
 def _kl(record: dict[str, Any]) -> float:
     """The KL of an evaluation. One that was no finite number is recorded as None, and was surely not small."""
     return inf if record["eval_kl"] is None else record["eval_kl"]
+
+
+def _digits(kl: float) -> str:
+    """A KL with the digits that tell it from another.
+
+    >>> _digits(0.25), _digits(0.000456), _digits(0.0)
+    ('0.250', '0.000456', '0.000')
+    """
+    return f"{kl:{'#.3g' if 0 < kl < 0.1 else '.3f'}}"

@@ -21,6 +21,8 @@ def test_the_first_forward_checkpoint_above_the_threshold_and_the_same_reverse_s
 def test_an_earlier_reverse_checkpoint_if_the_same_one_moved_further():
     chosen = select(history([3, 6, 6, 9], [0, 0.2, 0.3, 0.4]), history([3, 2, 1, 0], [0, 0.3, 0.4, 0.5]), 7.5)
     assert (chosen.forward, chosen.reverse, chosen.further_than_forward) == (30, 20, False)
+    wavering = history([3, 2, 1, 0], [0, 0.3, 0.1, 0.5])
+    assert select(history([3, 6, 6, 9], [0, 0.2, 0.3, 0.4]), wavering, 7.5).reverse == 20  # the latest, not the nearest
 
 
 def test_the_same_step_marked_if_every_trained_reverse_checkpoint_moved_further():
@@ -34,6 +36,11 @@ def test_a_reward_without_all_of_its_grades_says_so():
     assert "unreadable" not in select(ups, downs, 7.5).reason
     ups[1]["eval_judge_invalid"] = 39
     assert "(reward 8.00, 39 grades unreadable, KL 0.200)" in select(ups, downs, 7.5).reason
+
+
+def test_a_small_kl_shows_the_digits_that_decide():
+    reason = select(history([3, 8], [0, 0.000123]), history([3, 1], [0, 0.000456]), 7.5).reason
+    assert "KL 0.000123)" in reason and "moved further at every step (KL 0.000456 there)" in reason
 
 
 def test_nothing_without_a_forward_checkpoint_above_the_threshold():
