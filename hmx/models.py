@@ -20,6 +20,7 @@ from hmx.config import ModelConfig, resolve
 from hmx.errors import UserError
 from hmx.precision import DTYPES
 from hmx.prompts import encode_question, end_of_turn_ids, require_chat_template
+from hmx.text import one_line
 
 
 def pick_device(name: str) -> torch.device:
@@ -198,6 +199,12 @@ def attention_for(architecture: PreTrainedConfig) -> str:
 
 def model_config(path: str) -> PreTrainedConfig:
     """The architecture, without weights. Raises `UserError` for one that would be computed wrongly."""
+    if not path.strip():
+        raise UserError(
+            "model.path is empty; set it to a folder that holds a model, or to a name such as Qwen/Qwen3-0.6B."
+        )
+    if resolve(path).is_file():
+        raise UserError(f"model.path = {path!r} is a file; set it to the folder that holds the model's files.")
     with _one_sentence_for(path):
         architecture = AutoConfig.from_pretrained(**_source(path))
     _require_known_kind(architecture, path)
@@ -314,7 +321,8 @@ def _one_sentence_for(path: str):
     except UserError:
         raise
     except Exception as error:  # every field of a broken file has an error of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = one_line(str(error)).rstrip(".") or type(error).__name__
+        reason = reason if len(reason) <= 200 else f"{reason[:199]}…"
         if resolve(path).is_dir():
             raise UserError(
                 f"The folder {path} holds no model that transformers can load from safetensors ({reason}); "

@@ -226,6 +226,33 @@ def test_a_template_that_fails_is_told_in_a_sentence(folder, template):
         load_model(str(folder), "fp32", "cpu")
 
 
+def test_the_reason_is_told_whole_where_it_is_short_and_else_its_beginning(folder):
+    config = (folder / "config.json").read_text()
+    set_keys(folder / "config.json", num_hidden_layers=5)
+    with pytest.raises(
+        UserError, match=r"validate_layer_type': .*num_hidden_layers.* \(5\) must be equal to .*; it needs"
+    ):
+        load_model(str(folder), "fp32", "cpu")
+    (folder / "config.json").write_text(config)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(
+        UserError, match=r"one of: \(1\) a `tokenizers` library serialization file.*…\); it needs"
+    ) as caught:
+        load_model(str(folder), "fp32", "cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path, says",
+    [("", "model.path is empty; set"), (" ", "model.path is empty; set"), ("FILE", "config.json' is a file; set")],
+)
+def test_a_path_that_leads_to_no_folder_is_told_before_transformers_looks(folder, path, says):
+    path = path.replace("FILE", str(folder / "config.json"))
+    for read in (model_config, lambda path: load_model(path, "fp32", "cpu")):
+        with pytest.raises(UserError, match=says):
+            read(path)
+
+
 @pytest.mark.parametrize("field, value", [("hidden_size", "abc"), ("hidden_act", "zz"), ("num_attention_heads", 0)])
 def test_whatever_is_wrong_in_config_json_is_told_in_a_sentence(folder, field, value):
     config = json.loads((folder / "config.json").read_text())
