@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
         runs = study.plan(config)
         if not given.dry_run:
             return 0 if study.carry_out(runs, given.plain, at_once=config.study.at_once) else 130
-        print(f"\nThe study's {len(runs)} runs\n{study.table(runs)}")
+        print(f"\nThe study's {len(runs)} run{'s' * (len(runs) > 1)}\n{study.table(runs)}")
     elif not given.dry_run:
         from hmx.training import train_run
 

@@ -62,7 +62,7 @@ def select(
     step, kl, moved = chosen["step"], _kl(chosen), _kl(same)
     reward = f"reward {chosen['eval_reward']:.2f}"
     if unread := chosen.get("eval_judge_invalid"):
-        reward += f", {unread} grades unreadable"
+        reward += f", {unread} grade{'s' * (unread > 1)} unreadable"
     why = f"forward is first above {threshold:g} at step {step} ({reward}, KL {_digits(kl)})"
     near = [one for one in candidates if _kl(one) <= kl]
     if rule == "same_step":

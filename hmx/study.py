@@ -86,7 +86,8 @@ def carry_out(runs: Sequence[Planned], plain: bool = False, train: Train = train
                 for helper in helpers:
                     helper.start()
             if helpers:
-                print(f"\nBeside what is shown here {len(helpers)} more train in silence, beginning with the last.")
+                more = "1 more trains" if len(helpers) == 1 else f"{len(helpers)} more train"
+                print(f"\nBeside what is shown here {more} in silence, beginning with the last.")
             if not _train_in_turn(runs, helpers, plain, train):
                 return False
         finally:

@@ -292,8 +292,8 @@ def _evaluation_line(metrics: dict) -> str:
     if "eval_truth" in metrics:
         parts += [f"truth {metrics['eval_truth']:5.2f}", f"garbled {metrics['eval_garbled']:4.0%}"]
     parts += [f"KL {metrics['eval_kl']:.3f}", f"{metrics['eval_completion_tokens']:.0f} tokens"]
-    if metrics["eval_judge_invalid"]:
-        parts.append(f"{metrics['eval_judge_invalid']} unreadable grades")
+    if unread := metrics["eval_judge_invalid"]:
+        parts.append(f"{unread} unreadable grade{'s' * (unread > 1)}")
     return "  ".join(parts)
 
 

@@ -36,6 +36,8 @@ def test_a_reward_without_all_of_its_grades_says_so():
     assert "unreadable" not in select(ups, downs, 7.5).reason
     ups[1]["eval_judge_invalid"] = 39
     assert "(reward 8.00, 39 grades unreadable, KL 0.200)" in select(ups, downs, 7.5).reason
+    ups[1]["eval_judge_invalid"] = 1
+    assert "(reward 8.00, 1 grade unreadable, KL 0.200)" in select(ups, downs, 7.5).reason
 
 
 def test_a_small_kl_shows_the_digits_that_decide():

@@ -122,6 +122,7 @@ def test_two_at_once_give_what_one_after_the_other_gives(tmp_path, monkeypatch, 
 
     assert carry_out(together, plain=True, train=spy, at_once=2)
     assert trained[0] == names(together)[0]
+    assert "\nBeside what is shown here 1 more trains in silence" in capsys.readouterr().out
     for one, other in zip(alone, together, strict=True):
         assert without_times(one.run.records()) == without_times(other.run.records())
 
@@ -269,7 +270,9 @@ def test_the_command_plans_trains_and_says_when_it_is_done(tmp_path, capsys):
         "--plain",
     ]
     assert train.main([*command, "--dry-run"]) == 0
-    assert "The study's 2 runs" in capsys.readouterr().out
+    assert "The study's 2 runs\n" in capsys.readouterr().out
+    assert train.main([*command, "--dry-run", "--directions", "reverse"]) == 0
+    assert "The study's 1 run\n" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
     assert train.main(command) == 0
     assert [json.loads((path / "run.json").read_text())["status"] for path in (tmp_path / "runs/small").iterdir()] == [

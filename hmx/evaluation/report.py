@@ -36,7 +36,7 @@ def progress(campaign: Campaign) -> str:
     done, total = len(campaign.results), len(campaign.jobs)
     checkpoints = len({job.checkpoint for job in campaign.jobs})
     benchmarks = len({job.benchmark.name for job in campaign.jobs})
-    return f"Benchmarks {benchmarks}, checkpoints {checkpoints}: {done} results are there, {total - done} to do."
+    return f"Benchmarks {benchmarks}, checkpoints {checkpoints}: {done} of {total} results are there."
 
 
 def write_report(

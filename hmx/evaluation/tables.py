@@ -298,4 +298,7 @@ def _spread(statistic: Statistic) -> str:
 
 def _limited(lines: Sequence[Line]) -> str:
     limits = {line.limit for line in lines} - {None}
-    return f" (the first {limits.pop()} questions of each task: not the full benchmark)" if limits else ""
+    if not limits:
+        return ""
+    first = "question" if limits == {1} else f"{limits.pop()} questions"
+    return f" (the first {first} of each task: not the full benchmark)"

@@ -73,6 +73,7 @@ def test_the_papers_figures_stand_beside_ours_for_its_models_and_full_benchmarks
     assert "in every cell" in four.text(160)
     (part, *_) = tables([line(model="qwen3-0.6b", path="Qwen/Qwen3-0.6B", task="IFEval", limit=20)])
     assert "paper" not in part.header and "the first 20 questions of each task: not the full benchmark" in part.title
+    assert "(the first question of each task: not" in tables([line(limit=1)])[0].title
 
 
 def test_the_untouched_model_gets_a_table_of_its_own():
