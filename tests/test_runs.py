@@ -319,6 +319,12 @@ def test_a_run_in_which_no_grade_was_readable_says_so_in_the_end(tmp_path, monke
     assert "mute/forward-seed0: no evaluation had a readable grade" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("unread", "told"), [(0, "3 tokens"), (1, "1 unreadable grade"), (2, "2 unreadable grades")])
+def test_an_evaluation_tells_how_many_grades_were_unreadable(unread, told):
+    metrics = {"epoch": 0.5, "step": 3, "eval_reward": 6.0, "eval_kl": 0.1, "eval_completion_tokens": 3.0}
+    assert training._evaluation_line({**metrics, "eval_judge_invalid": unread}).endswith(f"  {told}")
+
+
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_a_run_does_not_go_on_with_a_base_of_another_form(tmp_path, monkeypatch, file):
     config = small_config(tmp_path)
