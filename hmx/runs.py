@@ -75,10 +75,10 @@ class Run:
         with self.locked():
             pass
         if not resume:
-            state = "is finished" if self.finished else f"was interrupted after step {self.latest_step()}"
+            interrupted = f"was interrupted after step {self.latest_step()}; add --resume to go on with it,"
             raise UserError(
-                f"The run {self.folder} {state}; add --resume to go on with it, choose another --seed or "
-                "--set run.name=…, or delete the folder."
+                f"The run {self.folder} {'is finished already;' if self.finished else interrupted} choose another "
+                "--seed or --set run.name=…, or delete the folder."
             )
 
     def start(self, config: Config) -> None:

@@ -142,7 +142,7 @@ def test_a_finished_run_is_left_alone(tmp_path, capsys):
     assert train_run(config, resume=True).finished
     assert "finished already" in capsys.readouterr().out
     assert (run.folder / "metrics.jsonl").read_bytes() == before
-    with pytest.raises(UserError, match="is finished; add --resume"):
+    with pytest.raises(UserError, match="is finished already; choose another --seed"):
         train_run(config)
 
 
