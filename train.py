@@ -8,7 +8,7 @@ import sys
 from hmx.errors import UserError, command
 
 
-@command("Stopped; --resume, or the same --study, goes on from the last checkpoints.")
+@command("Stopped; --resume, or the same --study, goes on from the last checkpoints, if there are any.")
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Trains a LoRA adapter with GRPO on grades that the same model, its adapter switched off, gives to "

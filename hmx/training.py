@@ -79,7 +79,11 @@ def train_run(config: Config, resume: bool = False, plain: bool = False) -> Run:
     reads = _reads(config)
     _require_unchanged(reads, config)
     with _a_sentence_where_room_ends():
-        return _train_in(run, config, reads, plain)
+        _train_in(run, config, reads, plain)
+    if not run.finished:
+        again = "The same command goes on." if resume else "The same command with --resume goes on."
+        print(f"Stopped after step {run.latest_step()}, saved in {run.folder}. {again}", file=sys.stderr)
+    return run
 
 
 def _require_unchanged(reads: dict[str, str | None], config: Config) -> None:
@@ -105,7 +109,7 @@ def _reads(config: Config) -> dict[str, str | None]:
     return {**identity(config.model.path), **hashes}
 
 
-def _train_in(run: Run, config: Config, reads: dict[str, str | None], plain: bool) -> Run:
+def _train_in(run: Run, config: Config, reads: dict[str, str | None], plain: bool) -> None:
     """`train_run`, once the run may be started."""
     trainer = build_trainer(config)
     if reads["base"] is None:  # a model from the hub, which is in the cache only now
@@ -147,7 +151,6 @@ def _train_in(run: Run, config: Config, reads: dict[str, str | None], plain: boo
             run.note(status="finished" if finished else "interrupted")
         if finished and all(record["eval_reward"] is None for record in run.records(kind="eval")):
             print(f"A warning about {run.folder}: no evaluation had a readable grade.", file=sys.stderr)
-    return run
 
 
 @contextmanager
@@ -209,11 +212,6 @@ def _train(trainer: Trainer, run: Run, start: int, plain: bool) -> bool:
             if stop and n < trainer.total_steps:
                 if not saved:
                     run.save(n, trainer.model, config.model.path, trainer.optimizer.state())
-                said = (
-                    f"Stopped after step {n}, saved in {run.folder}. Go on with the same command and --resume, which a "
-                )
-                said += "study does not need."
-                bar.write(said, file=sys.stderr)
                 return False
     return True
 

@@ -146,9 +146,10 @@ def test_a_finished_run_is_left_alone(tmp_path, capsys):
         train_run(config)
 
 
-def test_an_interrupted_run_is_not_overwritten(tmp_path, monkeypatch):
+def test_an_interrupted_run_is_not_overwritten(tmp_path, monkeypatch, capsys):
     config = small_config(tmp_path)
     interrupted(config, 3, monkeypatch)
+    assert "Stopped after step 3, " in (said := capsys.readouterr().err) and "command with --resume goes on.\n" in said
     with pytest.raises(UserError, match="was interrupted after step 3; add --resume"):
         train_run(config)
 

@@ -66,7 +66,7 @@ def test_a_study_gives_the_metrics_of_its_runs_trained_singly(tmp_path):
     assert without_times(records) == without_times(Run(alone.run_folder).records())
 
 
-def test_an_interrupted_study_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_an_interrupted_study_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     whole = two_by_two(tmp_path, "run.name=whole")
     assert carry_out(whole, plain=True)
 
@@ -82,6 +82,7 @@ def test_an_interrupted_study_goes_on_where_it_was(tmp_path, monkeypatch):
     runs = two_by_two(tmp_path)
     assert not carry_out(runs, plain=True)
     assert [one.done for one in runs] == [3, 2, 0, 0]
+    assert f"Stopped after step 2, saved in {runs[1].run.folder}. The same command goes on.\n" in capsys.readouterr().err
     monkeypatch.setattr(training.Trainer, "step", step)
     assert carry_out(runs, plain=True)
     for one, other in zip(runs, whole, strict=True):

@@ -9,7 +9,7 @@ import pytest
 
 import evaluate
 import train
-from hmx import models
+from hmx import models, training
 from tests.small_run import save_model, small_config
 
 ROOT = Path(__file__).parent.parent
@@ -87,6 +87,17 @@ def test_a_dry_run_tells_what_would_happen_without_the_weights(config, capsys):
     said = capsys.readouterr().out
     for words in ("seed = 3", 'direction = "reverse"', "trainable", "Steps", "base weights", "at the peak"):
         assert words in said
+
+
+def test_ctrl_c_before_there_is_a_run_promises_no_checkpoint(tmp_path, monkeypatch, capsys):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "build_trainer", stopped)
+    small_config(tmp_path)
+    assert train.main(["--config", str(tmp_path / "small.toml")]) == 130
+    assert capsys.readouterr().err.endswith("goes on from the last checkpoints, if there are any.\n")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_two_runs_then_a_look_at_them(tmp_path, capsys):
