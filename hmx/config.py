@@ -346,7 +346,7 @@ def _within(limits: Mapping[str, Any], value: Any, where: str) -> Any:
     if "choices" in limits and value not in limits["choices"]:
         raise UserError(
             f"{where} must be one of {', '.join(map(repr, limits['choices']))}, not "
-            f"{value!r}{_nearest(value, limits['choices'])}"
+            f"{value!r}{_close(value, limits['choices']) or '.'}"
         )
     for limit, holds, words in (
         ("least", lambda bound: value >= bound, "at least"),
@@ -386,8 +386,12 @@ def _value(text: str, section: str, option: str) -> Any:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(map(str, known))}."
+    return _close(name, known) or f"; known are {', '.join(known)}."
+
+
+def _close(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _check_together(config: Config) -> None:

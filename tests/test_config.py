@@ -43,6 +43,7 @@ def write(folder: Path, text: str) -> Path:
         ("[lora]\ntargets = []", "lora.targets must be a list of texts and not empty"),
         ("[selection]\nthreshold = 11", "selection.threshold must be at most 10"),
         ("[run]\ndirection = 'forwards'", "must be one of 'forward', 'reverse', not 'forwards'; did you mean forward?"),
+        ("[model]\nprecision = 'float16'", "model.precision must be one of 'fp32', 'fp16', 'bf16', not 'float16'."),
         ("[run]\nname = 'a/b'", "must be the name of one folder"),
         ("train = 3", "[train] must be a section with keys"),
         ("[train\nepochs = 3", "is not valid TOML"),
