@@ -26,16 +26,16 @@ from hmx.text import one_line
 def pick_device(name: str) -> torch.device:
     """The device that a config names; "auto" is the GPU if there is one."""
     try:
+        if not re.fullmatch(r"auto|(cpu|cuda)(:\d+)?", name):
+            raise RuntimeError("only cpu and cuda are supported")
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         torch.empty(0, device=device)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("only cpu and cuda are supported")
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"model.device = {name!r} can't be used here ({str(error).splitlines()[0]}); set it to auto or cpu. What "
-            "reads it from a run takes --device."
+            f"The device {name!r} can't be used here ({str(error).splitlines()[0]}); choose auto, cpu, cuda or, of "
+            "several GPUs, one such as cuda:1, by model.device or --device."
         ) from None
     return device
 

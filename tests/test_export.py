@@ -254,7 +254,7 @@ def test_the_device_of_the_training_need_not_be_here(trained, tmp_path, capsys):
     path = run.folder / "config.toml"
     path.write_text(path.read_text().replace('device = "cpu"', 'device = "cuda:7"'))
     command = [str(run.folder), "--checkpoint", "3", "--merged", str(tmp_path / "out")]
-    assert export.main(command) == 2 and "takes --device" in capsys.readouterr().err
+    assert export.main(command) == 2 and "by model.device or --device" in capsys.readouterr().err
     assert export.main([*command, "--device", "cpu"]) == 0
 
 

@@ -287,6 +287,15 @@ def test_a_gpu_becomes_the_current_one_and_its_attention_is_none_that_is_planned
     assert used == [torch.device("cuda:1")] and not torch.backends.cuda.cudnn_sdp_enabled()
 
 
+@pytest.mark.parametrize("name", ["mps", "gpu", "meta", "cuda:x", "", "cuda:99"])
+def test_a_device_that_can_not_be_used_gets_a_short_sentence(name):
+    with pytest.raises(UserError) as caught:
+        loading.pick_device(name)
+    said = str(caught.value)
+    assert said.startswith(f"The device {name!r} can't be used here (") and said.endswith("model.device or --device.")
+    assert ("only cpu and cuda are supported" in said) == (name != "cuda:99") and len(said) < 250
+
+
 def test_a_device_without_a_number_is_the_current_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)

@@ -503,7 +503,7 @@ def test_what_is_left_out_is_told_before_the_work_begins(runs, monkeypatch, caps
         (["--suite", ","], "--suite names no benchmark"),
         (["--suite", ""], "--suite names no benchmark"),
         (["--out", "FILE"], "name another folder by --out"),
-        (["--device", "warp"], "model.device = 'warp' can't be used here"),
+        (["--device", "warp"], "The device 'warp' can't be used here"),
     ],
 )
 def test_a_mistake_gets_one_sentence_before_any_work(runs, tmp_path, capsys, arguments, says):
@@ -522,7 +522,7 @@ def test_one_config_is_evaluated_alone_and_on_another_device(runs, tmp_path, mon
         path.write_text(path.read_text().replace('device = "cpu"', 'device = "cuda:7"').replace('"mine"', f'"{name}"'))
     monkeypatch.setattr(suites, "suite_of", lambda config: (Weigh(),))
     assert evaluate.main(["--runs", str(runs), "--plain"]) == 1
-    assert "model.device = 'cuda:7' can't be used here" in capsys.readouterr().err
+    assert "The device 'cuda:7' can't be used here" in capsys.readouterr().err
     (runs / "tables.md").write_text("of both")
     assert evaluate.main(["--runs", str(runs / "mine"), "--device", "cpu", "--plain"]) == 0
     assert (runs / "tables.md").read_text() == "of both" and "mine" in (runs / "mine/tables.md").read_text()
