@@ -95,7 +95,9 @@ def carry_out(runs: Sequence[Planned], plain: bool = False, train: Train = train
                 if helper.is_alive():
                     helper.terminate()  # which it takes as a request to save and stop
                     helper.join()
-    print(f"\n{table(runs)}\n\n{selections(runs)}")
+    if to_do:
+        print(f"\n{table(runs)}")
+    print(f"\n{selections(runs)}")
     return all(one.run.finished for one in runs)
 
 

@@ -56,6 +56,8 @@ def test_a_study_trains_all_of_them_and_the_second_time_none(tmp_path, capsys):
 
     assert carry_out(two_by_two(tmp_path), plain=True, train=spy)
     assert trained == names(runs), "something was trained twice"
+    said = capsys.readouterr().out
+    assert said.count(table(runs)) == 1 and "seed 3: " in said, "nothing was trained, so the table is the same"
 
 
 def test_a_study_gives_the_metrics_of_its_runs_trained_singly(tmp_path):
@@ -82,7 +84,7 @@ def test_an_interrupted_study_goes_on_where_it_was(tmp_path, monkeypatch, capsys
     runs = two_by_two(tmp_path)
     assert not carry_out(runs, plain=True)
     assert [one.done for one in runs] == [3, 2, 0, 0]
-    assert f"Stopped after step 2, saved in {runs[1].run.folder}. The same command goes on.\n" in capsys.readouterr().err
+    assert "small/reverse-seed3. The same command goes on.\n" in capsys.readouterr().err
     monkeypatch.setattr(training.Trainer, "step", step)
     assert carry_out(runs, plain=True)
     for one, other in zip(runs, whole, strict=True):
