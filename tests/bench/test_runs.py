@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import __main__ as whole
 from bench import common, growth, study, train
@@ -201,3 +202,11 @@ def test_the_set_says_which_benchmarks_there_are(capsys):
     assert whole.main(["--only", "memory"]) == 2 and "no benchmark for cpu is called" in capsys.readouterr().err
     assert whole.main(["--list", "--only", "judge"]) == 0
     assert capsys.readouterr().out.startswith("python -m bench.judge --model tiny")
+
+
+def test_the_set_of_a_gpu_that_is_not_there_is_not_begun(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(whole, "carry_out", None)
+    assert whole.main(["--device", "cuda", "--within", "10", "--results", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "error: This PyTorch finds no CUDA device here; use --device cpu.\n"
+    assert whole.main(["--device", "cuda", "--list"]) == 0
