@@ -78,6 +78,15 @@ def select(
     return Selection(step, taken, why)
 
 
+def why_none(forward: Sequence[dict[str, Any]], threshold: float) -> str:
+    """Why `select` took nothing, in words."""
+    if all(one["eval_reward"] is None for one in forward):
+        return "no evaluation of forward had a readable grade"
+    rewards = [one["eval_reward"] for one in forward if one["step"] > 0]
+    passed = any(reward is not None and reward > threshold for reward in rewards)
+    return "reverse has not come so far" if passed else f"forward never passed {threshold:g}"
+
+
 def _kl(record: dict[str, Any]) -> float:
     """The KL of an evaluation. One that was no finite number is recorded as None, and was surely not small."""
     return inf if record["eval_kl"] is None else record["eval_kl"]

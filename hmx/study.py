@@ -22,7 +22,7 @@ from hmx.errors import UserError
 from hmx.grpo.schedule import total_steps
 from hmx.questions import Questions
 from hmx.runs import Busy, Run
-from hmx.selection import select
+from hmx.selection import select, why_none
 from hmx.training import train_run
 
 Train = Callable[..., Run]
@@ -211,9 +211,9 @@ def selections(runs: Sequence[Planned]) -> str:
         pair = {one.config.run.direction: one for one in runs if one.config.run.seed == seed}
         if len(pair) == 2 and all(one.run.finished for one in pair.values()):
             rule = pair["forward"].config.selection
-            records = (pair[direction].run.records(kind="eval") for direction in ("forward", "reverse"))
-            chosen = select(*records, rule.threshold, rule.rule)
-            lines.append(f"seed {seed}: {chosen.reason if chosen else f'forward never passed {rule.threshold:g}'}")
+            forward, reverse = (pair[direction].run.records(kind="eval") for direction in ("forward", "reverse"))
+            chosen = select(forward, reverse, rule.threshold, rule.rule)
+            lines.append(f"seed {seed}: {chosen.reason if chosen else why_none(forward, rule.threshold)}")
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmx.selection import select
+from hmx.selection import select, why_none
 
 
 def history(rewards, kls):
@@ -50,6 +50,14 @@ def test_nothing_without_a_forward_checkpoint_above_the_threshold():
     assert select(history([9, 7.0], [0, 0.1]), history([9, 1], [0, 0.1]), 7.5) is None  # step 0 is the untrained model
     assert select(history([3, None], [0, 0.1]), history([3, 1], [0, 0.1]), 7.5) is None
     assert select(history([3, 8], [0, 0.1]), history([3], [0]), 7.5) is None  # reverse has not come so far
+
+
+def test_why_nothing_was_selected():
+    low, passed, mute = history([3, 7.5], [0, 0.1]), history([3, 8], [0, 0.1]), history([None, None], [0, 0.1])
+    assert why_none(low, 7.5) == "forward never passed 7.5"
+    assert why_none(history([9, None], [0, 0.1]), 7.5) == "forward never passed 7.5"  # but for the untrained model
+    assert why_none(passed, 7.5) == "reverse has not come so far"
+    assert why_none(mute, 7.5) == "no evaluation of forward had a readable grade"
 
 
 evaluations = st.lists(st.tuples(st.floats(0, 10), st.floats(0, 2)), min_size=1, max_size=12)

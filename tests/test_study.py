@@ -13,7 +13,8 @@ from hmx import study, training
 from hmx.config import load_config
 from hmx.errors import UserError
 from hmx.runs import Busy, Run
-from hmx.study import carry_out, plan, selections, table
+from hmx.study import Planned, carry_out, plan, selections, table
+from tests.evaluation.made_runs import make_run
 from tests.evaluation.made_runs import make_run
 from tests.small_run import LengthJudge, small_config, without_times
 
@@ -232,6 +233,14 @@ def test_the_table_tells_how_far_each_run_is(tmp_path):
     assert lines[2][:5] == ["3", "reverse", "0", "/", "3"] and lines[2][-1] == "begun"
     assert lines[3][-2:] == ["to", "do"]
     assert selections(runs) == ""
+
+
+def test_a_seed_without_a_selected_checkpoint_gets_the_reason(tmp_path):
+    mute = ((0, None, 0.0), (10, None, 0.3))
+    for direction in ("forward", "reverse"):
+        folder = make_run(tmp_path, direction, history=mute)
+    runs = [Planned(Run(folder.with_name(f"{direction}-seed0")).config, 10) for direction in ("forward", "reverse")]
+    assert selections(runs) == "seed 0: no evaluation of forward had a readable grade"
 
 
 def test_the_selections_of_a_study_follow_the_rule_of_its_config(tmp_path):

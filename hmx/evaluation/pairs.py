@@ -11,7 +11,7 @@ from typing import Any
 from hmx.config import Config, apart_from_seed
 from hmx.errors import UserError
 from hmx.runs import BASE, Run, changed
-from hmx.selection import Selection, select
+from hmx.selection import Selection, select, why_none
 
 DIRECTIONS = ("forward", "reverse")
 
@@ -51,10 +51,12 @@ class Pair:
         unfinished = f" Not finished yet: {', '.join(running)}." if running else ""
         if self.selection is not None:
             return self.selection.reason[0].upper() + self.selection.reason[1:] + "." + unfinished
-        rewards = [record["eval_reward"] for record in self.forward.records(kind="eval") if record["step"] > 0]
-        passed = any(reward is not None and reward > self.threshold for reward in rewards)
-        why = "reverse has not come so far" if passed else f"forward never passed {self.threshold:g}"
-        return f"No checkpoint was selected ({why}); the last ones are shown." + unfinished
+        return f"No checkpoint was selected ({self.why_none}); the last ones are shown." + unfinished
+
+    @property
+    def why_none(self) -> str:
+        """Why no checkpoint was selected, where none was."""
+        return why_none(self.forward.records(kind="eval"), self.threshold)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ def progress(campaign: Campaign) -> str:
     """How much of the campaign is done, in a line."""
     if not campaign.jobs:
         return (
-            "No checkpoint was selected, or none can be evaluated, so there is nothing to put benchmarks to; train "
-            "longer, or select by another --threshold."
+            "No checkpoint was selected, or none can be evaluated, so there is nothing to put benchmarks to; where "
+            "forward never passed the threshold, train longer, or select by another --threshold."
         )
     done, total = len(campaign.results), len(campaign.jobs)
     checkpoints = len({job.checkpoint for job in campaign.jobs})

@@ -87,6 +87,10 @@ def test_why_a_pair_has_no_checkpoint(tmp_path):
     make_run(tmp_path, "forward")
     make_run(tmp_path, "reverse", history=((0, 3.0, 0.0),))
     assert "reverse has not come so far" in only_pair(tmp_path).why
+    mute = ((0, None, 0.0), (10, None, 0.3))
+    for direction in ("forward", "reverse"):
+        make_run(tmp_path / "mute", direction, history=mute)
+    assert "selected (no evaluation of forward had a readable grade); the last" in only_pair(tmp_path / "mute").why
 
 
 @pytest.mark.parametrize(
