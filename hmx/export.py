@@ -160,8 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
     if given.merged:
         off = export_merged(run, step, given.merged, given.device)
         print(
-            f"{given.merged}: step {step} of {run.folder}, merged. Loaded again, it is {off:.1e} nats a token off. "
-            "Its model card is in README.md."
+            f"{given.merged}: step {step} of {run.folder}, merged. Loaded again, it is {off:.1e} nats a token off, of "
+            f"{TOLERANCE:g} that are allowed. Its model card is in README.md."
         )
     else:
         export_adapter(run, step, given.adapter)
