@@ -15,7 +15,6 @@ from hmx.errors import UserError
 from hmx.runs import Busy, Run
 from hmx.study import Planned, carry_out, plan, selections, table
 from tests.evaluation.made_runs import make_run
-from tests.evaluation.made_runs import make_run
 from tests.small_run import LengthJudge, small_config, without_times
 
 

@@ -87,10 +87,12 @@ def test_why_a_pair_has_no_checkpoint(tmp_path):
     make_run(tmp_path, "forward")
     make_run(tmp_path, "reverse", history=((0, 3.0, 0.0),))
     assert "reverse has not come so far" in only_pair(tmp_path).why
-    mute = ((0, None, 0.0), (10, None, 0.3))
+
+
+def test_why_a_pair_without_a_readable_grade_has_no_checkpoint(tmp_path):
     for direction in ("forward", "reverse"):
-        make_run(tmp_path / "mute", direction, history=mute)
-    assert "selected (no evaluation of forward had a readable grade); the last" in only_pair(tmp_path / "mute").why
+        make_run(tmp_path, direction, history=((0, None, 0.0), (10, None, 0.3)))
+    assert "selected (no evaluation of forward had a readable grade); the last" in only_pair(tmp_path).why
 
 
 @pytest.mark.parametrize(
