@@ -77,10 +77,9 @@ def write_report(
         files.append(f"Tables: {place}/{stem}.md, .csv, .json")
         parts += _fitting(shown)
     else:
-        parts.append(
-            "There are no tables yet: no seed has benchmark results in both directions. "
-            "python evaluate.py gets what is missing."
-        )
+        parts.append("There are no tables: no seed has benchmark results in both directions.")
+        if campaign.to_do and not campaign.problems:  # nobody has tried yet
+            parts[-1] += " python evaluate.py gets what is missing."
     return "\n\n".join([*parts, "\n".join(files)]), unreadable
 
 

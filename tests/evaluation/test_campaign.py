@@ -493,6 +493,20 @@ def test_what_is_left_out_is_told_before_the_work_begins(runs, monkeypatch, caps
     assert "lacking can't be run yet: Scales are missing; buy some." in told[0]
 
 
+def test_where_there_are_no_tables_only_what_helps_is_advised(runs, monkeypatch, capsys):
+    advice = "python evaluate.py gets what is missing"
+    monkeypatch.setattr(suites, "suite_of", lambda config: (Weigh("lacking", "Lacking", lacking=["Buy scales."]),))
+    for arguments, status, helps in (
+        (["--tables-only"], 0, True),
+        ([], 1, False),  # it has just tried
+        (["--threshold", "9.9"], 0, False),  # no checkpoint was selected
+        (["--threshold", "9.9", "--tables-only"], 0, False),
+    ):
+        assert evaluate.main(["--runs", str(runs), *arguments]) == status
+        said = capsys.readouterr().out
+        assert "There are no tables" in said and (advice in said) == helps
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
