@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
         "difference, mean ± std over seeds: the paper's Tables 4, 5 and 6.",
         epilog="What has been measured is kept beside its run and never measured again; Ctrl-C loses no more than the "
         "benchmark that was running. Tables go to the runs' folder as Markdown, CSV and JSON. Exit code 1: some "
-        "benchmark or checkpoint could not be evaluated, and the last lines say which.",
+        "benchmark or checkpoint could not be evaluated, and what is listed as left out says which.",
     )
     parser.add_argument(
         "--runs",
@@ -68,17 +68,20 @@ def main(arguments: list[str] | None = None) -> int:
     suites = [chosen or suite_of(model.config) for model in models]
     campaign = work.plan(models, suites, given.limit, given.baseline)
     print(progress(campaign), end="\n\n", flush=True)
+    told: list[str] = []
     if not given.tables_only:
         for folder in {job.checkpoint.folder for job in campaign.to_do}:
             require_writable(folder, "results are kept beside their runs, so copy those to a folder of your own")
         lacking = work.needs(campaign)
-        _list("Left out", [*odd, *campaign.problems, *(each for many in lacking.values() for each in many)])
+        told = [*odd, *campaign.problems, *(each for many in lacking.values() for each in many)]
+        _list("Left out", told)
         quiet = given.plain or not sys.stderr.isatty()
         campaign = work.carry_out(campaign, lacking, given.limit, quiet)
     report, unreadable = write_report(campaign, models, given.limit, Path(given.runs), given.out)
     print(report)
     _list("To know", work.remarks(campaign))
-    _list("Left out", [*odd, *unreadable, *campaign.problems])
+    news = [sentence for sentence in (*odd, *unreadable, *campaign.problems) if sentence not in told]
+    _list("Left out", news + ["What was listed before the work began."] * bool(told))
     return 1 if campaign.problems else 0
 
 

@@ -507,6 +507,20 @@ def test_where_there_are_no_tables_only_what_helps_is_advised(runs, monkeypatch,
         assert "There are no tables" in said and (advice in said) == helps
 
 
+def test_what_is_left_out_is_listed_once(runs, monkeypatch, capsys):
+    lacking, heavy = Weigh("lacking", "Lacking", lacking=["Buy scales."]), Weigh(fails=UserError("Too heavy."))
+    monkeypatch.setattr(suites, "suite_of", lambda config: (lacking, heavy))
+    shutil.rmtree(runs / "mine/reverse-seed1")
+    assert evaluate.main(["--runs", str(runs), "--plain"]) == 1
+    said = capsys.readouterr().err
+    before, after = said.split("\nLeft out:\n")[1:]
+    assert [before.count(what) for what in ("has no counterpart", "Buy scales.", "Too heavy.")] == [1, 1, 0]
+    assert [after.count(what) for what in ("has no counterpart", "Buy scales.", "Too heavy.")] == [0, 0, 2]
+    assert after.endswith("- What was listed before the work began.\n")
+    assert evaluate.main(["--runs", str(runs), "--tables-only"]) == 0
+    assert "has no counterpart" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
