@@ -69,7 +69,13 @@ def write_report(
     if shown:
         made = tables(shown)
         place = out or runs
-        notes = [*campaign.problems, *remarks(campaign)]
+        left_out = [
+            f"{model.name}, seed {pair.seed}: {pair.why_none}; left out."
+            for model in models
+            for pair in model.pairs
+            if not pair.selection
+        ]
+        notes = [*left_out, *campaign.problems, *remarks(campaign)]
         markdown = "\n\n".join(["# Results", *(table.markdown() for table in made), *notes]) + "\n"
         stem = "tables" if limit is None else f"tables.first-{limit}"
         for suffix, text in (("md", markdown), ("csv", as_csv(shown)), ("json", as_json(shown))):

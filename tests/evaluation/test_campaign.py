@@ -18,6 +18,7 @@ from hmx.evaluation import campaign as work
 from hmx.evaluation import suites
 from hmx.evaluation.benchmark import Metric, Outcome, Subject
 from hmx.evaluation.pairs import find_models
+from hmx.evaluation.report import write_report
 from hmx.evaluation.results import FORMAT, Checkpoint, read_result
 from hmx.evaluation.tables import tables
 from hmx.lora import adapter_parameters, adapters, attach, save_adapter
@@ -270,6 +271,9 @@ def test_seeds_without_a_selected_checkpoint_are_not_evaluated(runs, tmp_path):
     campaign, models = evaluated(runs, Weigh())
     assert {job.checkpoint.seed for job in campaign.jobs} == {1}
     assert campaign.problems == ()
+    write_report(campaign, models, None, runs)
+    said = (runs / "tables.md").read_text()
+    assert "\n\nmine, seed 0: forward never passed 7.5; left out.\n" in said and "mine, seed 1" not in said
 
 
 def test_results_of_different_versions_are_told(runs):
