@@ -169,12 +169,14 @@ def _behind(lines: Sequence[Line]) -> Table:
     for line in lines:
         one, unit = line.difference, _UNIT[line.metric.percent]
         interval = "–" if one.interval is None else f"[{one.interval[0]:.2f}, {one.interval[1]:.2f}]{unit}"
-        agreeing = f"{one.agreeing} of {len(one.values)}"
+        agreeing = "–" if one.interval is None else f"{one.agreeing} of {len(one.values)}"
         better = line.metric.better or "neither"
         rows.append((line.task, line.metric.key, line.model, _spread(one) + unit, interval, agreeing, better))
-    notes = (
-        "Interval of the paired t-test over seeds; same sign: how many seeds differ in the direction of the mean.",
-    )
+    notes = ()
+    if not _of_one_seed(lines):
+        notes = (
+            "Interval of the paired t-test over seeds; same sign: how many seeds differ in the direction of the mean.",
+        )
     title = "Behind Table 4"
     if len(models) == 1:
         title += f": {models[0]}"
@@ -185,12 +187,14 @@ def _behind(lines: Sequence[Line]) -> Table:
 def _notes(lines: Sequence[Line], kind: str) -> list[str]:
     if kind == "base":
         return []
-    said = [f"Mean ± standard deviation (ddof = 1) over seeds ({'; '.join(_counts(lines))})."]
+    said = ["Of a single seed, which has no spread."]
+    if not _of_one_seed(lines):
+        said = [f"Mean ± standard deviation (ddof = 1) over seeds ({'; '.join(_counts(lines))})."]
     if kind == "difference":
         said += _taken(lines)
     if kind == "difference" and any(line.difference.excludes_zero for line in lines):
         said.append(f"{MARK} the 95 % interval of the difference does not hold 0.")
-    if any(len(line.seeds) == 1 for line in lines):
+    if any(len(line.seeds) == 1 for line in lines) and not _of_one_seed(lines):
         said.append("A single seed has no spread.")
     if any(line.paper for line in lines):
         off = published.inconsistent()
@@ -203,6 +207,11 @@ def _notes(lines: Sequence[Line], kind: str) -> list[str]:
             )
         )
     return said
+
+
+def _of_one_seed(lines: Sequence[Line]) -> bool:
+    """Whether there is nothing to take a mean of."""
+    return all(len(line.seeds) == 1 for line in lines)
 
 
 def _counts(lines: Sequence[Line]) -> list[str]:

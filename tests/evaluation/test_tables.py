@@ -41,9 +41,14 @@ def test_the_three_tables_in_the_papers_shape():
 
 
 def test_a_single_seed_has_a_difference_and_no_spread():
-    four, *_, behind = tables([line(forward=(50.0,), reverse=(49.0,))])
-    assert cells(four)[0][2] == "1.00%" and "single seed" in four.text(160)
-    assert cells(behind)[0][3:5] == ["–", "1 of 1"]
+    alone = line(forward=(50.0,), reverse=(49.0,))
+    four, five, _, behind = tables([alone])
+    assert cells(four)[0][2] == "1.00%" and four.notes[0] == five.notes[0] == "Of a single seed, which has no spread."
+    assert not any("ddof" in note or "single" in note for note in four.notes[1:])
+    assert cells(behind)[0][3:5] == ["–", "–"] and behind.notes == ()
+    four, *_, behind = tables([alone, line(task="BBQ")])
+    assert "(tiny: 2 seeds, 1 on Facts)" in four.notes[0] and "A single seed has no spread." in four.notes
+    assert [row[4] for row in cells(behind)] == ["–", "2 of 2"] and "same sign" in behind.notes[0]
 
 
 def test_what_only_some_seeds_have_is_told_by_its_task():
