@@ -299,10 +299,12 @@ def apart_from_seed(config: Config) -> str:
 
 def resolve(path: str) -> Path:
     """A path from a config: as it is if something is there, seen from the working directory; else seen from the
-    project's own folder.
+    project's own folder. Where nothing is in either, it is whole, so that an error says where it was looked for.
     """
     given = Path(path).expanduser()
-    return given if given.exists() or not (PROJECT / given).exists() else PROJECT / given
+    if given.exists():
+        return given
+    return PROJECT / given if (PROJECT / given).exists() else Path.cwd() / given
 
 
 def _config(raw: dict, where: str) -> Config:

@@ -331,6 +331,6 @@ def _one_sentence_for(path: str):
         what = f"the hub did not give it ({reason})" if hub_is_reachable() else "the hub can't be reached"
         raise UserError(
             f"The model {path!r} is neither a local folder nor in the cache, and {what}; download it while online "
-            "(after logging in, if it is gated), point model.path at a folder that holds it, or train the embedded "
-            "model with --config configs/tiny.toml."
+            f"(after logging in, if it is gated), point model.path at a folder that holds it ({resolve(path)} doesn't "
+            "exist), or train the embedded model with --config configs/tiny.toml."
         ) from None

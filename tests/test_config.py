@@ -163,4 +163,4 @@ def test_a_path_is_seen_from_the_working_directory_first(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "rubric.toml").write_text("mine")
     assert resolve("data/rubric.toml").read_text() == "mine"
-    assert not resolve("no/such/file").exists()
+    assert resolve("no/such/file") == tmp_path / "no/such/file" == resolve(f"{tmp_path}/no/such/file")

@@ -107,6 +107,15 @@ def test_transformers_prints_no_report_beside_our_sentence(folder, key, value):
     assert handler.buffer == [] and transformers.logging.get_verbosity() == found
 
 
+def test_a_folder_that_is_not_there_is_told_with_the_place_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "hub_is_reachable", lambda: False)
+    with pytest.raises(
+        UserError, match=f"'my/model' is neither a local folder.* \\({tmp_path}/my/model doesn't exist\\)"
+    ):
+        model_config("my/model")
+
+
 def test_code_that_comes_with_a_model_is_never_run_nor_asked_about(folder, tmp_path, monkeypatch):
     """The kind is unknown to transformers, which then offers on the terminal to run the folder's code."""
     ran = tmp_path / "ran"

@@ -56,8 +56,8 @@ def test_a_mistake_ends_the_process_with_one_line_and_its_exit_code():
         (["--config", "configs/tiny.toml", "--set", f"run.name={'a' * 300}"], "run.name is too long"),
         (["--config", "configs/tiny.toml", "--set", "model.threads=100000000"], "model.threads must be at most 1024"),
         (["--config", "configs/tiny.toml", "--study", "--set", "run.seed=7"], "run.seed is of a single run"),
-        (["--config", "configs/tiny.toml", "--set", "data.questions=no.toml"], "The questions no.toml can't be read"),
-        (["--config", "configs/tiny.toml", "--set", "judge.prompt_file=no.txt"], "The rubric no.txt can't be read"),
+        (["--config", "configs/tiny.toml", "--set", "data.questions=no.toml"], "/no.toml can't be read"),
+        (["--config", "configs/tiny.toml", "--set", "judge.prompt_file=no.txt"], "/no.txt can't be read"),
         (["--config", "configs/tiny.toml", "--set", "model.device=warp"], "The device 'warp' can't be used here"),
         (["--config", "configs/tiny.toml", "--set", "model.path=data"], "The folder data holds no model"),
         (
