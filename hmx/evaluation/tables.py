@@ -175,7 +175,8 @@ def _behind(lines: Sequence[Line]) -> Table:
     notes = ()
     if not _of_one_seed(lines):
         notes = (
-            "Interval of the paired t-test over seeds; same sign: how many seeds differ in the direction of the mean.",
+            "Interval of the paired t-test over seeds; same sign: how many seeds differ in the direction of the mean; "
+            "by a sign test, 5 of 5 is p = 0.06.",
         )
     title = "Behind Table 4"
     if len(models) == 1:
@@ -193,7 +194,7 @@ def _notes(lines: Sequence[Line], kind: str) -> list[str]:
     if kind == "difference":
         said += _taken(lines)
     if kind == "difference" and any(line.difference.excludes_zero for line in lines):
-        said.append(f"{MARK} the 95 % interval of the difference does not hold 0.")
+        said.append(f"{MARK} the 95 % interval of the difference does not hold 0, and its spread is not 0.")
     if any(len(line.seeds) == 1 for line in lines) and not _of_one_seed(lines):
         said.append("A single seed has no spread.")
     if any(line.paper for line in lines):

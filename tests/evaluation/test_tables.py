@@ -5,6 +5,7 @@ import io
 import json
 
 import pytest
+from scipy.stats import binomtest
 
 from hmx.evaluation.benchmark import Metric
 from hmx.evaluation.statistic import Statistic
@@ -48,7 +49,8 @@ def test_a_single_seed_has_a_difference_and_no_spread():
     assert cells(behind)[0][3:5] == ["–", "–"] and behind.notes == ()
     four, *_, behind = tables([alone, line(task="BBQ")])
     assert "(tiny: 2 seeds, 1 on Facts)" in four.notes[0] and "A single seed has no spread." in four.notes
-    assert [row[4] for row in cells(behind)] == ["–", "2 of 2"] and "same sign" in behind.notes[0]
+    assert [row[4] for row in cells(behind)] == ["–", "2 of 2"] and "sign test, 5 of 5 is p = 0.06." in behind.notes[0]
+    assert round(binomtest(5, 5).pvalue, 2) == 0.06
 
 
 def test_what_only_some_seeds_have_is_told_by_its_task():
@@ -94,7 +96,7 @@ def test_text_is_aligned_and_markdown_is_a_table():
     assert len(body) == 4 and {row.count("|") for row in body} == {4}
     marked = tables([line(forward=(5.0, 5.1), reverse=(4.0, 4.0)), line(task="EQ-Bench", metric=POINTS)])[0]
     assert "1.05±0.07%\\*" in marked.markdown() and "\n\n\\* the 95 % interval" in marked.markdown()
-    assert "does not hold 0" in marked.text(160)
+    assert "does not hold 0, and its spread is not 0." in marked.text(160)
     one, other = marked.text(160).splitlines()[4:6]
     assert one.index("±") == other.index("±"), "decimals stand below each other"
     assert "a\\|b &lt;i>" in tables([line(model="a|b <i>")])[0].markdown()
