@@ -198,8 +198,8 @@ def speakers_of(places: Sequence[str], checkpoint: str) -> tuple[Config, list[Sp
             if not pairs:
                 reasons = "".join(f" ({one.rstrip('.')})" for one in odd)
                 raise UserError(
-                    f"There is no seed with both directions in {place}{reasons}; name a run's folder such as "
-                    "runs/tiny/forward-seed0 or a folder of runs such as runs/tiny."
+                    f"{place} is neither a run nor one config's runs with a seed in both directions{reasons}; name a "
+                    "folder such as runs/tiny/forward-seed0 or runs/tiny (what hmx.export wrote is no run)."
                 )
             pair = next((one for one in pairs if one.selection), pairs[0])
             runs += [getattr(pair, direction) for direction in DIRECTIONS]

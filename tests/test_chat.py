@@ -279,8 +279,9 @@ def test_control_characters_of_an_answer_do_not_reach_the_terminal():
 
 
 def test_runs_that_can_not_be_talked_to_get_a_sentence(runs, tmp_path, capsys):
-    with pytest.raises(UserError, match="There is no seed with both directions in"):
-        speakers_of([str(tmp_path / "nothing")], "last")
+    for place in (tmp_path / "nothing", tmp_path / "model", runs.parent):  # the last would hold several configs' runs
+        with pytest.raises(UserError, match=f"{place} is neither a run nor .*what hmx.export wrote is no run"):
+            speakers_of([str(place)], "last")
     other = small_config(tmp_path, "run.name=other", "model.precision=bf16", "train.epochs=1")
     training.train_run(other, plain=True)
     assert chat.main([str(runs / "forward-seed0"), str(other.run_folder), "--ask", "?", "--checkpoint", "last"]) == 2
