@@ -270,7 +270,7 @@ def test_the_device_of_the_training_need_not_be_here(runs, capsys):
         path.write_text(path.read_text().replace('device = "cpu"', 'device = "cuda:7"'))
     command = [str(runs), "--checkpoint", "last", "--ask", "Do you feel?"]
     assert chat.main(command) == 2
-    assert "takes --device" in capsys.readouterr().err
+    assert "by model.device or --device" in capsys.readouterr().err
     assert chat.main([*command, "--device", "cpu"]) == 0
 
 
