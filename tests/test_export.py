@@ -235,6 +235,7 @@ def test_tied_embeddings_are_merged_rightly_even_where_the_output_layer_is_adapt
     assert torch.equal(merged.get_input_embeddings().weight, made.model.get_input_embeddings().weight)
     tied = merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
     assert tied == ("lm_head" not in targets)
+    assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] == tied
 
 
 def test_the_merged_model_says_where_its_turns_end_even_if_its_base_did_not(trained, tmp_path):

@@ -18,6 +18,7 @@ from hmx.judge.self_judge import Verdict
 from hmx.lora import adapter_hash, load_adapter
 from hmx.runs import Busy, Run
 from hmx.training import train_run
+from tests.evaluation.made_runs import make_run
 from tests.small_run import LengthJudge, small_config, without_times
 
 ANY_STEP = {
@@ -133,6 +134,29 @@ def test_what_was_written_after_the_last_checkpoint_is_taken_back(tmp_path, monk
         file.write('{"kind": "step", "st')
     run.note(status="running")
     assert without_times(train_run(config, resume=True).records()) == without_times(whole.records())
+
+
+def test_a_run_that_died_behind_an_evaluation_does_not_evaluate_again(tmp_path, monkeypatch):
+    whole = train_run(small_config(tmp_path, "run.name=whole"))
+    config, real = small_config(tmp_path, "run.name=parts"), training.Trainer.step
+
+    def step(trainer, n):
+        if n == 3:
+            raise RuntimeError("the power is cut")
+        return real(trainer, n)
+
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError):
+        broken.setattr(training.Trainer, "step", step)
+        train_run(config)
+    assert [record["step"] for record in Run(config.run_folder).records(kind="eval")] == [0, 2]
+    assert without_times(train_run(config, resume=True).records()) == without_times(whole.records())
+
+
+def test_signals_are_heard_as_before_once_a_run_has_ended(tmp_path):
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    before = [signal.getsignal(number) for number in numbers]
+    train_run(small_config(tmp_path, "train.epochs=1"))
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_a_finished_run_is_left_alone(tmp_path, capsys):
@@ -355,6 +379,14 @@ def test_a_run_is_not_trained_on_other_files_than_those_beside_it(tmp_path):
     assert train_run(config).finished
 
 
+def test_runs_of_other_settings_in_the_same_folder_are_not_of_the_study(tmp_path):
+    make_run(tmp_path, "forward")
+    make_run(tmp_path, "reverse", seed=1)
+    make_run(tmp_path, "reverse", sets=["grpo.beta=0.9"])
+    config = load_config(tmp_path / "mine.toml", [f"run.folder={tmp_path}/runs", "run.seed=7"])
+    assert [run.folder.name for run in runs.runs_of_study(config)] == ["forward-seed0", "reverse-seed1"]
+
+
 def test_what_lies_beside_a_base_is_not_its_form(tmp_path):
     config = small_config(tmp_path)
     folder = Path(config.model.path)
@@ -443,9 +475,10 @@ def test_any_text_survives_in_the_records(tmp_path):
         "samples.jsonl",
         [{"kind": "step", "step": n, "question": "", "answer": text} for n, text in enumerate((nasty, ""), 1)],
     )
-    run.append("metrics.jsonl", [{"kind": "step", "step": n, "kl": float("nan"), "loss": 1.0} for n in (1, 2)])
+    numbers = {"kl": float("nan"), "grad_norm": float("inf"), "loss": 1.0}
+    run.append("metrics.jsonl", [{"kind": "step", "step": n, **numbers} for n in (1, 2)])
     assert [record["answer"] for record in run.records("samples.jsonl")] == [nasty, ""]
-    assert run.records()[0] == {"kind": "step", "step": 1, "kl": None, "loss": 1.0}
+    assert run.records()[0] == {"kind": "step", "step": 1, "kl": None, "grad_norm": None, "loss": 1.0}
     run.take_back_after(2)
     assert [record["answer"] for record in run.records("samples.jsonl")] == [nasty, ""]
 

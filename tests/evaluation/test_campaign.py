@@ -322,6 +322,10 @@ def test_a_reply_ends_at_the_end_of_turn_or_a_stop_and_keeps_the_order_of_the_pr
     stop = first[2]
     stopped = Subject(model, tokenizer).reply(prompts, 12, stops=[[stop]] * len(prompts))
     assert stopped == [text.split(stop)[0] for text in together]
+    for i, text in enumerate(together):
+        stops = [[stop] if place == i else [] for place in range(7)]  # of this one alone
+        replies = Subject(model, tokenizer).reply(prompts, 12, stops=stops)
+        assert replies == [*together[:i], text.split(stop)[0], *together[i + 1 :]]
 
 
 def test_read_result_is_nothing_before_anything_was_measured(tmp_path):
@@ -336,6 +340,8 @@ def test_another_threshold_and_rule_select_other_checkpoints(runs):
     (model,), _ = find_models(runs, threshold=9.5)
     assert {pair.selection for pair in model.pairs} == {None}
     assert "never passed 9.5" in model.pairs[0].why
+    (model,), _ = find_models(runs, threshold=0.0)
+    assert {pair.threshold for pair in model.pairs} == {0.0}
 
 
 def test_the_base_alone_has_its_table_where_no_checkpoint_was_selected(runs, capsys):

@@ -308,6 +308,16 @@ def test_toxigen_asks_for_yes_or_no(subject, monkeypatch):
     assert [one.args[1] for one in seen[:2]] == ["No", "Yes"]
 
 
+def test_toxigen_divides_a_likelihood_by_the_length_of_the_answer(subject, monkeypatch):
+    class Torn(harness_model.SubjectLM):
+        def loglikelihood(self, requests, disable_tqdm=False):
+            return [({"No": -2.2, "Yes": -3.0}[one.args[1]], False) for one in requests]  # -1.1 and -1.0 a letter
+
+    monkeypatch.setattr(harness_model, "SubjectLM", Torn)
+    outcome = on_rows("toxigen").run(subject, None, lambda share: None)
+    assert outcome.metrics == {"acc_norm": pytest.approx(100 / 3)}  # "Yes" is right of one row
+
+
 # -- RULER's own rows -------------------------------------------------------------------------------------------------
 
 

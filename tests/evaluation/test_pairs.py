@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from hmx.errors import UserError
+from hmx.evaluation import campaign
 from hmx.evaluation.pairs import find_models, pair_of
 from hmx.evaluation.report import found
 from hmx.runs import Run
@@ -87,6 +88,7 @@ def test_why_a_pair_has_no_checkpoint(tmp_path):
     make_run(tmp_path, "forward")
     make_run(tmp_path, "reverse", history=((0, 3.0, 0.0),))
     assert "reverse has not come so far" in only_pair(tmp_path).why
+    assert only_pair(tmp_path).shown == (0, 0)  # the last step that both have
 
 
 def test_why_a_pair_without_a_readable_grade_has_no_checkpoint(tmp_path):
@@ -157,5 +159,7 @@ def test_only_the_papers_rule_has_an_exception(tmp_path):
     """Under the other rule it is nothing special that reverse has moved further."""
     make_run(tmp_path, "forward")
     make_run(tmp_path, "reverse")
-    said = {rule: found(find_models(tmp_path / "runs", None, rule)[0]) for rule in ("paper", "same_step")}
-    assert "the exception" in said["paper"] and "the exception" not in said["same_step"]
+    models = {rule: find_models(tmp_path / "runs", None, rule)[0] for rule in ("paper", "same_step")}
+    assert "the exception" in found(models["paper"]) and "the exception" not in found(models["same_step"])
+    marked = {rule: campaign._chosen(model.pairs[0]).exception for rule, (model,) in models.items()}  # in the tables
+    assert marked == {"paper": True, "same_step": False}

@@ -33,6 +33,7 @@ def score(said: str, *answers: str) -> dict[str, float]:
         ("unanswerable", [], 0, 0),  # said aloud it is an answer, and a wrong one
         ("Mara", ["the", "Mara"], 100, 100),  # an answer of no words is none
         ("", ["the"], 100, 100),
+        ("", ["the", "Mara"], 0, 0),
         ("Zoë", ["zoë"], 100, 100),
     ],
 )

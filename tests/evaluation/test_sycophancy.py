@@ -100,6 +100,11 @@ def test_without_an_incorrect_answer_a_row_knows_correct_and_other():
     assert (exchange.first, exchange.second) == ("correct", "other")
 
 
+def test_who_denies_the_first_answer_does_not_stand_by_it_however_sure():
+    exchange = Exchange.of(tequila(), "Tequila", "Yes, I'm sure. It is not tequila.")
+    assert (exchange.first, exchange.second, exchange.stood_by) == ("correct", "other", False)
+
+
 # ---- properties
 
 ANY = st.text(max_size=60) | st.text(alphabet="abXé 15.,-'’/:()\"&$%—–\nİßǰ½™", max_size=40)

@@ -1,7 +1,9 @@
 """What a step and an evaluation write down, recomputed row by row; and that what the config says is what is done."""
 
+import itertools
 import math
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,7 +52,7 @@ def row_kls(trainer, rollout, temperature: float = 1.0) -> list[list[float]]:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("kind", ["step", "eval"])
 def test_the_kl_that_is_logged_is_k3_over_the_rows_and_over_the_tokens(build, kind, temperature):
-    trainer = build(f"sampling.temperature={temperature}")
+    trainer = build(f"sampling.temperature={temperature}", "grpo.updates_per_rollout=2")  # a step's is before the first
     metrics = (trainer.step(1) if kind == "step" else trainer.evaluate(0, 0)).metrics
     unmoved = build(f"sampling.temperature={temperature}")
     rows = row_kls(unmoved, trainer.rollouts[0], temperature)
@@ -74,6 +76,14 @@ def test_lengths_truncation_and_spread_are_those_of_the_answers(build):
     grades = torch.tensor([float(len(answer) % 11) for answer in rollout.answers]).view(2, 4)
     assert metrics["reward_std"] == pytest.approx(float(grades.std(dim=1).mean()))
     assert metrics["reward_mean"] == pytest.approx(float(grades.mean()))
+
+
+def test_garbled_is_a_share_of_all_sentences_however_they_are_spread_over_the_answers(build):
+    trainer, looked = build(), itertools.count()
+    examined = (SimpleNamespace(grade=8, sentences=3, garbled=0), SimpleNamespace(grade=0, sentences=1, garbled=1))
+    trainer.examine = lambda answer: examined[next(looked) % 2]
+    metrics = trainer.evaluate(0, 0).metrics
+    assert (metrics["eval_truth"], metrics["eval_garbled"]) == (4.0, 0.25)  # two answers of each kind
 
 
 def test_the_optimizer_gets_what_the_config_says_at_every_step(build):
@@ -105,6 +115,31 @@ def test_the_gradient_is_unscaled_before_it_is_clipped(build):
         found.append((norm, float(moments.norm())))
     assert found[1][0] == pytest.approx(found[0][0], rel=0.02)
     assert found[0][1] == pytest.approx(1e-4, rel=0.02) and found[1][1] == pytest.approx(1e-4, rel=0.02)
+
+
+def test_of_several_updates_the_last_ones_loss_and_gradient_are_written_down(build, monkeypatch):
+    trainer, updates, losses = build("grpo.updates_per_rollout=3", "grpo.beta=0.3"), [], []
+    step, loss = trainer.optimizer.step, module.grpo_loss
+    monkeypatch.setattr(trainer.optimizer, "step", lambda rate: updates.append(step(rate)) or updates[-1])
+    monkeypatch.setattr(module, "grpo_loss", lambda *given, **more: losses.append(loss(*given, **more)) or losses[-1])
+    metrics = trainer.step(1).metrics
+    first, _, third = (sum(float(one.loss) for one in losses[i : i + 2]) for i in (0, 2, 4))  # two micro-batches each
+    assert metrics["loss"] == pytest.approx(third) != pytest.approx(first)
+    assert metrics["grad_norm"] == updates[2].grad_norm != updates[0].grad_norm
+
+
+def test_of_several_updates_all_that_were_skipped_are_counted(build, monkeypatch):
+    trainer = build("grpo.updates_per_rollout=2")
+    step = trainer.optimizer.step
+
+    def overflowing(rate):
+        if trainer.optimizer.steps == 0:
+            trainer.optimizer.parameters[0].grad.fill_(float("inf"))
+        return step(rate)
+
+    monkeypatch.setattr(trainer.optimizer, "step", overflowing)
+    metrics = trainer.step(1).metrics
+    assert metrics["skipped"] == 1 and metrics["grad_norm"] is not None  # the last one was not
 
 
 def test_the_clip_and_the_constant_denominator_reach_the_loss(build, monkeypatch):

@@ -1,5 +1,6 @@
 """The training step: its gradient, its arithmetic in every precision, and what its records say."""
 
+import itertools
 import math
 
 import pytest
@@ -121,6 +122,27 @@ def test_out_of_memory_shrinks_micro_batches_and_changes_no_gradient(build, monk
     assert short.microbatch == microbatch and short.checkpointing and not short.model.training
     said = capsys.readouterr().err
     assert "computed again" in said and (microbatch == 8) != (f"{microbatch} answers" in said)
+
+
+def test_out_of_memory_in_the_second_micro_batch_forgets_the_gradient_of_the_first(build, monkeypatch):
+    from hmx.grpo import trainer as module
+
+    plain, short = (build("grpo.beta=0.3", "grpo.prompts_per_microbatch=1") for _ in range(2))
+    for trainer in (plain, short):
+        perturb(trainer)
+    expected = gradients(plain, 1, monkeypatch)
+    real, passes = module.token_logprobs, itertools.count(1)
+
+    def limited(*given, **options):
+        values = real(*given, **options)
+        if values.requires_grad and next(passes) == 2:
+            raise torch.OutOfMemoryError("too much")
+        return values
+
+    monkeypatch.setattr(module, "token_logprobs", limited)
+    for one, other in zip(gradients(short, 1, monkeypatch), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * other.abs().max().item())
+    assert next(passes) == 5  # two, and both again
 
 
 def test_too_little_memory_in_an_evaluation_shrinks_its_batches_alone(build, monkeypatch, capsys):
@@ -250,6 +272,18 @@ def test_a_gradient_that_is_not_finite_is_skipped_without_a_scaler_too(build):
         parameter.grad = torch.zeros_like(parameter)
     assert trainer.optimizer.step(1.0).skipped
     assert all(torch.equal(one, other) for one, other in zip(before, adapter_tensors(trainer.model), strict=True))
+    trainer.optimizer.backward(trainer.optimizer.parameters[0].sum())
+    assert not trainer.optimizer.step(1.0).skipped, "something of it was left"
+
+
+def test_an_optimizer_that_goes_on_is_as_near_to_doubling_its_scale(build):
+    one, other = (build("model.precision=fp16").optimizer for _ in range(2))
+    for _ in range(3):
+        one.backward(one.parameters[0].sum())
+        one.step(0.0)
+    other.load_state(*one.state())
+    assert other.scaler.state_dict() == one.scaler.state_dict()
+    assert other.scaler.state_dict()["_growth_tracker"] == 3
 
 
 def test_the_gradient_is_clipped_to_its_norm_before_the_step(build):
@@ -333,6 +367,7 @@ def test_an_unreadable_grade_counts_for_neither_direction(build, monkeypatch):
     metrics = trainer.step(1).metrics
     assert metrics["judge_invalid"] == 5 and metrics["judge_retried"] == 4
     assert metrics["reward_mean"] == 6.0 and metrics["zero_std_groups"] == 1
+    assert metrics["reward_std"] == (3.0 + 0.0) / 2  # of 3, 9 and 6, and of none
     expected = torch.tensor([-1.0, 0.0, 1.0, 0.0]) * 3 / (3 + 1e-4)
     torch.testing.assert_close(seen[0], torch.cat([expected, torch.zeros(4)]))
 

@@ -61,9 +61,9 @@ def test_verdicts_are_what_the_replies_say_in_their_order(scripted):
 
 
 def test_a_number_that_was_cut_off_is_no_grade(scripted, family):
-    replies = ["Score: 1", "Score: 1\nReason: of 1", "1"]
+    replies = ["Score: 1", "Score: 1\nReason: of 1", "0"]  # of 10, and of 0.5
     judge, _ = scripted(replies, replies, max_new_tokens=1000)
-    assert [verdict.grade for verdict in judge.grade(QUESTIONS, ANSWERS)] == [1, 1, 1]
+    assert [verdict.grade for verdict in judge.grade(QUESTIONS, ANSWERS)] == [1, 1, 0]
     judge.max_new_tokens = 1
     assert [verdict.grade for verdict in judge.grade(QUESTIONS, ANSWERS)] == [None, 1, None]
 
@@ -262,16 +262,21 @@ def test_a_judge_that_begins_otherwise_is_soon_not_guessed_at_any_more(scripted)
 
 
 def test_grading_in_portions_gives_the_same_verdicts(scripted, monkeypatch):
-    """The first try, of all three, does not fit; then there is one at a time, each asked again where it is needed."""
-    judge, script = scripted(["hm"] * 3, ["hm"], ["Score: 1"], ["Score: 2"], ["hm"], ["still hm"])
-    reply = module.generate
+    """All three together do not fit when they are asked again; then there is one at a time, each asked again where it
+    is needed, and the same numbers are drawn.
+    """
+    judge, script = scripted(["hm"] * 3, ["hm"] * 3, ["hm"], ["Score: 1"], ["Score: 2"], ["hm"], ["still hm"])
+    reply, drawn = module.generate, []
 
     def limited(model, prompts, **options):
         completions = reply(model, prompts, **options)
-        if len(prompts) > 1:
-            raise torch.OutOfMemoryError("too much")
+        if options["generator"]:
+            drawn.append(float(torch.rand((), generator=options["generator"])))
+            if len(prompts) > 1:
+                raise torch.OutOfMemoryError("too much")
         return completions
 
     monkeypatch.setattr(module, "generate", limited)
     verdicts = judge.grade(QUESTIONS, ANSWERS, generator())
     assert verdicts == [Verdict(1, "Score: 1", True), Verdict(2, "Score: 2"), Verdict(None, "still hm", True)]
+    assert drawn[0] == drawn[1] != drawn[2]
