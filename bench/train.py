@@ -114,10 +114,7 @@ def measure(given, length: int) -> dict:
         "seconds": seconds[given.warmup :],
         "peak": peak_memory(given.device) - before,
         # Nothing is sampled here.
-        "estimate": guess.weights
-        + guess.adapter
-        + guess.logits
-        + (guess.checkpointed if given.checkpointing else guess.activations),
+        "estimate": guess.weights + guess.adapter + (guess.checkpointed if given.checkpointing else guess.training),
     }
 
 

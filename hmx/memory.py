@@ -1,4 +1,4 @@
-"""When the GPU's memory does not suffice: the same work in smaller portions, said and not hidden."""
+"""When the GPU's memory does not suffice: the same work with less kept or in smaller portions, said and not hidden."""
 
 import sys
 from collections.abc import Callable
@@ -13,6 +13,13 @@ Result = TypeVar("Result")
 def say(sentence: str) -> None:
     """Tell the person at the terminal, above whatever progress bar is there."""
     tqdm.write(sentence, file=sys.stderr)
+
+
+def keep_less(model) -> None:
+    """Gradient checkpointing: each layer keeps its input, and computes the rest again on the way back."""
+    enable = getattr(model, "activation_checkpointing_enable", None)  # as transformers calls it after 5.17
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    model.disable_input_require_grads()  # a hook that only the reentrant kind needs; hmx.decoder refuses hooks
 
 
 class Portions:

@@ -1,19 +1,26 @@
 """What a run will do and how much memory it will take, before any weight is loaded."""
 
+import copy
 import json
-import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from hmx.config import PROJECT, Config, resolve, to_toml
 from hmx.errors import UserError
+from hmx.grpo.logprobs import CHUNK, chosen_logprobs
 from hmx.grpo.packing import packing_pays
 from hmx.grpo.schedule import evaluation_steps, total_steps
 from hmx.judge.rubric import Rubric
 from hmx.lora import adapter_parameters, attach
+from hmx.memory import keep_less
 from hmx.models import attention_for, model_config, require_room
 from hmx.precision import DTYPES, autocast
 from hmx.questions import Questions
@@ -25,9 +32,8 @@ _LABELS = {
     "adapter": "adapter, its gradients, AdamW's moments",
     "sampling": "sampling: keys, values, probabilities",
     "judging": "judging: the same",
-    "activations": "activations of a training micro-batch",
-    "checkpointed": "the same, computed again on the way back",
-    "logits": "one chunk of logits",
+    "training": "training pass of a micro-batch",
+    "checkpointed": "the same with gradient checkpointing",
 }
 
 
@@ -48,17 +54,15 @@ class Estimate:
     """The same for the judge, who reads the rubric, the question and the answer, and writes its reply; and what the
     layer that reads computes on the way: its MLP or, where attention is written out and they are more, its scores.
     """
-    activations: int
-    """What the training pass of one micro-batch keeps for its way back."""
+    training: int
+    """The most that the training pass of one micro-batch has at once: activations, logits, gradients of both."""
     checkpointed: int
-    """What it keeps with gradient checkpointing: each layer's input, and all of the layer that is being repeated."""
-    logits: int
-    """One chunk of the output layer: the logits in FP32, their softmax, and their gradient."""
+    """The same with gradient checkpointing."""
 
     def total(self, checkpointing: bool) -> int:
         """Bytes at the peak. Sampling, judging and training don't happen at the same time."""
-        kept = self.checkpointed if checkpointing else self.activations
-        return self.weights + self.adapter + max(self.sampling, self.judging, kept + self.logits)
+        training = self.checkpointed if checkpointing else self.training
+        return self.weights + self.adapter + max(self.sampling, self.judging, training)
 
 
 def architecture(path: str) -> PreTrainedConfig:
@@ -78,8 +82,8 @@ def estimate(config: Config, prompt: int, completion: int, evaluated: int = 0) -
     """What `config` needs when its prompts have `prompt` tokens, its answers `completion`, and an evaluation
     `evaluated` rows.
 
-    The activations are not a formula: the model is run without numbers, and what autograd would keep is added up. It is
-    run as on a GPU; what a CPU runs instead (`hmx.decoder`) keeps somewhat more.
+    For the training pass there is no formula: it is run without numbers, and what is alive is added up. It is run as on
+    a GPU; what a CPU runs instead (`hmx.decoder`) keeps somewhat more.
     """
     shapes, grpo = architecture(config.model.path), config.grpo
     require_room(shapes, config.model.path, config.sampling.max_sequence_length)
@@ -91,16 +95,13 @@ def estimate(config: Config, prompt: int, completion: int, evaluated: int = 0) -
     groups, rows = grpo.prompts_per_microbatch, grpo.prompts_per_microbatch * grpo.completions_per_prompt
     cache = 2 * shapes.num_hidden_layers * kv_heads * head_dim * dtype.itemsize  # bytes a token
     with FakeTensorMode():
-        model = AutoModelForCausalLM.from_config(shapes, dtype=dtype, attn_implementation=attention_for(shapes))
-        attach(model, config.lora.rank, config.lora.alpha, config.lora.targets)
+        model = _model(config, shapes)
         trainable = sum(parameter.numel() for parameter in adapter_parameters(model))
         parameters = sum(parameter.numel() for parameter in model.parameters()) - trainable
         tokens, rectangle = groups * prompt + rows * completion, (rows, prompt + completion)
         sequences = (1, tokens) if packing_pays(model, tokens, *rectangle) else rectangle
-        kept = _kept(model, *sequences)
-    inputs = math.prod(sequences) * shapes.hidden_size * dtype.itemsize  # of one layer
-    # A token's logits, their softmax in FP32 and FP64, and its cumulative sum.
-    row = shapes.vocab_size * (dtype.itemsize + 4 + 8 + 8)
+    # A token's logits, the same in FP32, their softmax, and that in FP64, which is summed up in its place.
+    row = shapes.vocab_size * (dtype.itemsize + 4 + 4 + 8)
     judged = prompt + completion + _tokens(Rubric.load(resolve(config.judge.prompt_file)).prompt)
     # Where attention is written out, the judge's reading has a score of each token behind the rubric for all that it
     # sees, by head: before and behind the soft cap, their softmax in FP32, and that rounded.
@@ -115,33 +116,94 @@ def estimate(config: Config, prompt: int, completion: int, evaluated: int = 0) -
         adapter=4 * 4 * trainable,
         sampling=max(answers, evaluated) * ((prompt + completion) * cache + row),
         judging=max(answers, evaluated) * ((judged + config.judge.max_new_tokens) * cache + row + max(mlp, scores)),
-        activations=kept,
-        checkpointed=shapes.num_hidden_layers * inputs + kept // shapes.num_hidden_layers,
-        logits=3 * 4 * min(256, rows * completion) * shapes.vocab_size,
+        training=_training_pass(config, shapes, *sequences, rows * completion, checkpointing=False),
+        checkpointed=_training_pass(config, shapes, *sequences, rows * completion, checkpointing=True),
     )
 
 
-def _kept(model, rows: int, length: int) -> int:
-    """Bytes that autograd keeps of a forward pass over `rows` sequences of `length`, parameters aside."""
-    owned = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}  # by storage; a tensor is held on to, so that no other gets its storage's place
+class Alive(TorchDispatchMode):
+    """Within it, the bytes of tensors that were made in it and are alive are counted.
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        if (storage := tensor.untyped_storage()._cdata) not in owned:
-            kept[storage] = tensor
-        return tensor
+    Args:
+        before: tensors that were there before, whose memory is not counted however it is looked at.
+    """
 
-    tokens = torch.zeros(rows, length, dtype=torch.int64)
-    bias = torch.zeros(rows, 1, length, length, dtype=model.get_input_embeddings().weight.dtype)
-    kinds = getattr(model.config, "layer_types", None)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast(model):
-        model.base_model(
-            input_ids=tokens,
-            position_ids=tokens,
-            attention_mask=dict.fromkeys(kinds, bias) if kinds else bias,
-            use_cache=False,
-        )
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    def __init__(self, before: Iterable[torch.Tensor] = ()):
+        super().__init__()
+        self.peak = 0
+        """The most that there was at once."""
+        self._before = {tensor.untyped_storage()._cdata for tensor in before}
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}  # a reference keeps others from getting its place
+        self._bytes = 0  # of these, some of which may have gone since
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._note(tensor.untyped_storage())
+        if self._bytes > self.peak:
+            for place in [place for place, (reference, _) in self._alive.items() if reference.expired()]:
+                self._bytes -= self._alive.pop(place)[1]
+            self.peak = max(self.peak, self._bytes)
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self._before and storage._cdata not in self._alive:
+            self._alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+            self._bytes += storage.nbytes()
+
+
+def _model(config: Config, shapes: PreTrainedConfig):
+    model = AutoModelForCausalLM.from_config(
+        shapes, dtype=DTYPES[config.model.precision], attn_implementation=attention_for(shapes)
+    )
+    attach(model, config.lora.rank, config.lora.alpha, config.lora.targets, config.lora.dropout)
+    return model
+
+
+def _training_pass(
+    config: Config, shapes: PreTrainedConfig, rows: int, length: int, asked: int, checkpointing: bool
+) -> int:
+    """Bytes at the peak of a training pass over `rows` sequences of `length`, of which `asked` tokens are in the loss;
+    parameters and their gradients aside.
+
+    Each layer adds the same, so what one and two have tells what all have.
+    """
+    one, two = (_peak(config, _cut(shapes, layers), rows, length, asked, checkpointing) for layers in (1, 2))
+    return one + (two - one) * (shapes.num_hidden_layers - 1)
+
+
+def _cut(shapes: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """The first layers of a model."""
+    cut = copy.deepcopy(shapes)
+    cut.num_hidden_layers = layers
+    if getattr(shapes, "layer_types", None):
+        cut.layer_types = shapes.layer_types[:layers]
+    return cut
+
+
+def _peak(config: Config, shapes: PreTrainedConfig, rows: int, length: int, asked: int, checkpointing: bool) -> int:
+    with FakeTensorMode():
+        model = _model(config, shapes).train()
+        if checkpointing:
+            keep_less(model)
+        adapter = adapter_parameters(model)
+        for parameter in adapter:
+            parameter.grad = torch.zeros_like(parameter)
+        tokens, places = torch.zeros(rows, length, dtype=torch.int64), torch.zeros(asked, dtype=torch.int64)
+        kinds = getattr(shapes, "layer_types", None)
+        with Alive([*model.parameters(), *(parameter.grad for parameter in adapter)]) as alive, autocast(model):
+            bias = torch.zeros(rows, 1, length, length, dtype=DTYPES[config.model.precision])
+            hidden = model.base_model(
+                input_ids=tokens,
+                position_ids=tokens,
+                attention_mask=dict.fromkeys(kinds, bias) if kinds else bias,
+                use_cache=False,
+            ).last_hidden_state
+            predicting = F.embedding(places, hidden.flatten(0, 1))  # [asked, hidden]
+            some = slice(0, 2 * CHUNK)  # the others' logits come and go one chunk at a time as these do
+            chosen_logprobs(model, predicting[some], places[some], config.sampling.temperature).sum().backward()
+    return alive.peak
 
 
 def checkpoints(config: Config, device: torch.device) -> bool:

@@ -207,10 +207,3 @@ def fill_adapters(model: PreTrainedModel, scale: float = 0.1, seed: int = 7) -> 
         for name, parameter in model.named_parameters():
             if name.endswith("lora_B"):
                 parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-
-
-def checkpoint(model: PreTrainedModel) -> None:
-    """Switch gradient checkpointing on, as the trainer does."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-    model.disable_input_require_grads()

@@ -13,6 +13,7 @@ from hmx import cache, decoder, decoding, projection
 from hmx.decoder import Decoder
 from hmx.decoding import Decoding
 from hmx.lora import adapter_parameters, attach, bypass
+from hmx.memory import keep_less
 from hmx.precision import autocast
 from hmx.sampling import Prefix, generate, last_logits, pad_left
 from tests import models
@@ -474,7 +475,7 @@ def test_with_gradients_only_adapters_can_be_trained():
 
 def test_gradient_checkpointing_is_left_to_the_modules():
     model = build("qwen3")
-    models.checkpoint(model)
+    keep_less(model)
     model.requires_grad_(False)
     assert Decoder.of(model.eval()) is not None
     assert Decoder.of(model.train()) is None

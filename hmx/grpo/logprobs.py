@@ -7,6 +7,9 @@ from hmx.decoder import Decoder, output_logits, positions
 from hmx.grpo.packing import Packed, packing_pays
 from hmx.precision import autocast
 
+CHUNK = 256
+"""Tokens that go through the output layer at a time."""
+
 
 def token_logprobs(
     model,
@@ -14,7 +17,7 @@ def token_logprobs(
     attention_mask: torch.Tensor,
     completion_length: int,
     temperature: float = 1.0,
-    chunk: int = 256,
+    chunk: int = CHUNK,
 ) -> torch.Tensor:
     """log softmax(logits / temperature) of each completion token, in FP32.
 
@@ -52,7 +55,7 @@ def token_logprobs(
 
 
 def chosen_logprobs(
-    model, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, chunk: int = 256
+    model, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, chunk: int = CHUNK
 ) -> torch.Tensor:
     """log softmax(logits / temperature) of M targets [M], each predicted by a last hidden state of [M, hidden]."""
 

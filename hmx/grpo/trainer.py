@@ -24,7 +24,7 @@ from hmx.grpo.rollout import Batch, Rollout, sample_answers
 from hmx.grpo.schedule import learning_rate, total_steps
 from hmx.judge import SelfJudge
 from hmx.lora import adapter_parameters, bypass
-from hmx.memory import Portions, Result, say
+from hmx.memory import Portions, Result, keep_less, say
 from hmx.prompts import encode_question
 from hmx.questions import Questions
 from hmx.randomness import stream
@@ -224,11 +224,7 @@ class Trainer:
                 say(f"Out of GPU memory: {self.microbatch} answers go through a training pass at once from here on.")
 
     def _checkpoint(self) -> None:
-        """Keep only each layer's input and compute the rest again on the way back."""
-        model = self.model  # transformers renames the method after 5.17
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-        model.disable_input_require_grads()  # a hook that only the reentrant kind needs; hmx.decoder refuses hooks
+        keep_less(self.model)
         self.checkpointing = True
 
     @contextmanager

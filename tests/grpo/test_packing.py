@@ -12,6 +12,7 @@ from hmx.grpo import logprobs
 from hmx.grpo.logprobs import token_logprobs
 from hmx.grpo.packing import Packed, packing_pays
 from hmx.lora import adapter_parameters, attach
+from hmx.memory import keep_less
 from tests import models
 
 
@@ -149,7 +150,7 @@ def test_gradient_checkpointing_computes_the_same(name, monkeypatch):
         attach(model, 2, 4.0, models.TARGETS, generator=torch.Generator().manual_seed(3))
         models.fill_adapters(model)
         if checkpointing:
-            models.checkpoint(model)
+            keep_less(model)
             model.train()
         values = token_logprobs(model, ids, attention, T)
         gradients.append(torch.autograd.grad(values.sum(), adapter_parameters(model)))
