@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -52,7 +53,8 @@ class Estimate:
     """Keys and values of the answers of a step or an evaluation at their longest, and one token's probabilities."""
     judging: int
     """The same for the judge, who reads the rubric, the question and the answer, and writes its reply; and what the
-    layer that reads computes on the way: its MLP or, where attention is written out and they are more, its scores.
+    layer that reads computes on the way: its mask, and its MLP or, where attention is written out and they are more,
+    its scores.
     """
     training: int
     """The most that the training pass of one micro-batch has at once: activations, logits, gradients of both."""
@@ -102,20 +104,26 @@ def estimate(config: Config, prompt: int, completion: int, evaluated: int = 0) -
         sequences = (1, tokens) if packing_pays(model, tokens, *rectangle) else rectangle
     # A token's logits, the same in FP32, their softmax, and that in FP64, which is summed up in its place.
     row = shapes.vocab_size * (dtype.itemsize + 4 + 4 + 8)
-    judged = prompt + completion + _tokens(Rubric.load(resolve(config.judge.prompt_file)).prompt)
-    # Where attention is written out, the judge's reading has a score of each token behind the rubric for all that it
-    # sees, by head: before and behind the soft cap, their softmax in FP32, and that rounded.
+    # The judge's prompt: what all have in common is read once, the rest with each answer, which must fit beside it.
+    rubric = Rubric.load(resolve(config.judge.prompt_file)).prompt
+    before, rest = re.split(r"\{question\}|\{answer\}", rubric, maxsplit=1)
+    read = prompt + completion + _tokens(rest)
+    judged = read + _tokens(before)
+    # Its attention has a mask in numbers and in bits. Where it is written out it has, by head and token that is read, the
+    # scores of all tokens, before and behind the soft cap and in FP32, their softmax, and the values repeated.
+    mask = read * judged * (dtype.itemsize + 1)
     written_out = attention_for(shapes) == "eager"
-    scores = heads * (prompt + completion) * judged * (3 * dtype.itemsize + 4) if written_out else 0
+    scores = heads * judged * (read * (2 * dtype.itemsize + 8) + head_dim * dtype.itemsize) if written_out else 0
     # And its MLP has gate and up, the activation and their product, and the norm before it, part of which is in FP32.
-    mlp = (prompt + completion) * (4 * shapes.intermediate_size * dtype.itemsize + 16 * shapes.hidden_size)
+    mlp = read * (4 * shapes.intermediate_size * dtype.itemsize + 16 * shapes.hidden_size)
+    reading = mask + max(mlp, scores)
     return Estimate(
         parameters=parameters,
         trainable=trainable,
         weights=parameters * dtype.itemsize,
         adapter=4 * 4 * trainable,
         sampling=max(answers, evaluated) * ((prompt + completion) * cache + row),
-        judging=max(answers, evaluated) * ((judged + config.judge.max_new_tokens) * cache + row + max(mlp, scores)),
+        judging=max(answers, evaluated) * ((judged + config.judge.max_new_tokens) * cache + row + reading),
         training=_training_pass(config, shapes, *sequences, rows * completion, checkpointing=False),
         checkpointed=_training_pass(config, shapes, *sequences, rows * completion, checkpointing=True),
     )
@@ -264,6 +272,7 @@ def describe(config: Config) -> str:
         lines.append(f"  {label:40}{gib(getattr(typical, name)):>18}{gib(getattr(most, name)):>22}")
     for label, checkpointing in (("at the peak", False), ("at the peak with gradient checkpointing", True)):
         lines.append(f"  {label:40}{gib(typical.total(checkpointing)):>18}{gib(most.total(checkpointing)):>22}")
+    lines.append("\nOn a GPU that has less, answers, gradings and micro-batches are divided until they fit.")
     return "\n".join(lines)
 
 

@@ -28,6 +28,11 @@ PUBLISHED = {
 }
 
 
+def halves(config) -> list[int]:
+    """Tokens of the rubric before the question, and of what stands around question and answer, as they are guessed."""
+    return [len(half) // 3 for half in Rubric.load(config.judge.prompt_file).prompt.split("{question}")]
+
+
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     monkeypatch.setattr(models, "hub_is_reachable", lambda: False)
@@ -54,24 +59,28 @@ def test_the_parts_of_the_estimate_counted_by_hand():
     assert found.adapter == 4 * 4 * found.trainable  # FP32: A and B, gradient, two moments
     probabilities = 151_936 * (2 + 4 + 4 + 8)  # logits in FP16 and FP32, softmax in FP32 and FP64
     assert found.sampling == 8 * (2 * 28 * kv * (64 + 256) * 2 + probabilities)
-    rubric = len(Rubric.load(config.judge.prompt_file).prompt) // 3
+    rubric, behind = halves(config)
+    read, judged = 64 + 256 + behind, 64 + 256 + behind + rubric
     # Gate, up, activation and product in FP16; residual and MLP's result in FP16, a norm in FP32 twice and FP16 twice.
-    reading = (64 + 256) * (4 * mlp * 2 + hidden * (2 * 2 + 2 * 4 + 2 * 2))
-    assert found.judging == 8 * (2 * 28 * kv * (64 + 256 + rubric + 64) * 2 + probabilities + reading)
+    # A mask in FP16 and in bits.
+    reading = read * (4 * mlp * 2 + hidden * (2 * 2 + 2 * 4 + 2 * 2)) + read * judged * (2 + 1)
+    assert found.judging == 8 * (2 * 28 * kv * (judged + 64) * 2 + probabilities + reading)
     assert found.total(False) == found.weights + found.adapter + found.training
     assert found.total(True) == found.weights + found.adapter + max(found.judging, found.checkpointed)
 
 
 def test_attention_that_is_written_out_needs_room_for_its_scores_while_the_judge_reads():
     config = load_config(CONFIGS / "gemma-2-2b.toml")
-    rubric = len(Rubric.load(config.judge.prompt_file).prompt) // 3
-    scores = 8 * (64 + 2000) * (64 + 2000 + rubric) * (2 + 2 + 4 + 2)  # heads, queries, keys, bytes in FP16
-    probabilities, kv = 256_000 * (2 + 4 + 4 + 8), 4 * 256
-    expected = 40 * (2 * 26 * kv * (64 + 2000 + rubric + 64) * 2 + probabilities + scores)
-    assert estimate(config, 64, 2000, evaluated=40).judging == expected
-    mlp = (64 + 256) * (4 * 9216 * 2 + 16 * 2304)  # of short answers the scores are fewer than what the MLP computes
-    expected = 40 * (2 * 26 * kv * (64 + 256 + rubric + 64) * 2 + probabilities + mlp)
-    assert estimate(config, 64, 256, evaluated=40).judging == expected
+    probabilities, kv, (rubric, behind) = 256_000 * (2 + 4 + 4 + 8), 4 * 256, halves(config)
+    for completion in (2000, 256):
+        read, judged = 64 + completion + behind, 64 + completion + behind + rubric
+        # 8 heads: scores before and behind the cap in FP16, both in FP32, values repeated.
+        scores = 8 * judged * (read * (2 + 2 + 4 + 4) + 256 * 2)
+        mlp = read * (4 * 9216 * 2 + 16 * 2304)  # of short answers the scores are fewer than what the MLP computes
+        assert (scores > mlp) == (completion == 2000)
+        reading = max(scores, mlp) + read * judged * (2 + 1)
+        expected = 40 * (2 * 26 * kv * (judged + 64) * 2 + probabilities + reading)
+        assert estimate(config, 64, completion, evaluated=40).judging == expected
 
 
 def test_longer_answers_and_more_rows_need_more_and_checkpointing_less():
