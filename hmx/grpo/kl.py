@@ -8,8 +8,9 @@ def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
 
         k3 = ref/policy - 1 - log(ref/policy)
 
-    For tokens drawn from the policy its mean is the KL divergence, it is never negative, and while the two are close it
-    varies far less than the plain log-ratio k1. Its *gradient*, used as a loss, is on average that of the other
+    For tokens drawn from the policy its mean is the KL divergence, it is never negative, and while the two are close
+    (a KL of some hundredths and less) it varies far less than the plain log-ratio k1; further apart single tokens make
+    it leap. Its *gradient*, used as a loss, is on average that of the other
     direction, KL(reference || policy); k1 would be no alternative, since its gradient is zero on average.
 
     Args:
