@@ -120,8 +120,8 @@ def chosen_step(run: Run, named: str) -> int:
             ) from None
         if pair.selection is None:
             raise UserError(
-                f"The rule selects no checkpoint of {run.folder}: forward has to pass a reward of {pair.threshold:g}, "
-                f"and reverse to come as far. Name one with --checkpoint: last, or {_listed(run)}."
+                f"The rule selects no checkpoint of {run.folder}: {pair.why_none}. "
+                f"Name one with --checkpoint: last, or {_listed(run)}."
             )
         return pair.selection.forward if run.config.run.direction == "forward" else pair.selection.reverse
     if not run.steps():

@@ -93,6 +93,10 @@ class Run:
                     write_text(self.folder / "config.toml", to_toml(config))
                     self.note(started=datetime.now(UTC).isoformat(timespec="seconds"), versions=_versions())
 
+    def kept(self, what: str, path: Path) -> Path:
+        """Where the run keeps its copy of a file that it read, of the rubric or the questions."""
+        return self.folder / f"{what}{path.suffix}"
+
     @property
     def config(self) -> Config:
         """The resolved config that the run was started with."""

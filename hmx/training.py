@@ -2,10 +2,13 @@
 
 import errno
 import hashlib
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -13,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hmx.config import Config, resolve
 from hmx.errors import UserError
+from hmx.files import replace_file
 from hmx.grpo.records import Record
 from hmx.grpo.schedule import evaluation_steps
 from hmx.grpo.trainer import Trainer
@@ -90,22 +94,27 @@ def _require_unchanged(reads: dict[str, str | None], config: Config) -> None:
     """Also since the other runs of the study were begun: what is trained in vain takes days."""
     for run in runs_of_study(config):
         if what := changed(reads, run.info):
-            path = {"rubric": config.judge.prompt_file, "questions": config.data.questions}.get(what, config.model.path)
+            path = _texts(config).get(what, config.model.path)
+            kept = run.kept(what, path) if what in _texts(config) else None
+            copy = f" (there is a copy: {kept})" if kept and kept.exists() else ""
             raise UserError(
                 f"The {BASE.get(what, what)} in {path} changed since the run {run.folder} was begun; put back what was "
-                "there, or choose another --set run.name=…."
+                f"there{copy}, or choose another --set run.name=…."
             )
+
+
+def _texts(config: Config) -> dict[str, Path]:
+    """The files that say what is asked and how it is graded."""
+    return {"rubric": resolve(config.judge.prompt_file), "questions": resolve(config.data.questions)}
 
 
 def _reads(config: Config) -> dict[str, str | None]:
     """The hashes of the files that a run reads. The two directions of a seed, and a run that goes on, must find the
     same ones.
     """
-    texts = {
-        "rubric": Rubric.load(resolve(config.judge.prompt_file)),
-        "questions": Questions.load(resolve(config.data.questions)),
-    }
-    hashes = {what: hashlib.sha256(repr(text).encode()).hexdigest() for what, text in texts.items()}
+    load = {"rubric": Rubric.load, "questions": Questions.load}
+    texts = {what: repr(load[what](path)) for what, path in _texts(config).items()}
+    hashes = {what: hashlib.sha256(text.encode()).hexdigest() for what, text in texts.items()}
     return {**identity(config.model.path), **hashes}
 
 
@@ -140,6 +149,8 @@ def _train_in(run: Run, config: Config, reads: dict[str, str | None], plain: boo
             )
         else:
             run.note(initial_adapter=fresh, **reads)
+            for what, path in _texts(config).items():
+                replace_file(run.kept(what, path), partial(shutil.copyfile, path))
             for sentence in probe(trainer.judge).warnings():
                 print(f"A warning about the judge: {sentence}.", file=sys.stderr)
         run.take_back_after(start)

@@ -114,7 +114,7 @@ def test_the_selected_checkpoint_is_the_default(trained, tmp_path, capsys):
     ("arguments", "says"),
     [
         (["no/run", "--merged", "out"], "There is no run in no/run"),
-        (["RUN", "--merged", "out"], "The rule selects no checkpoint of"),
+        (["RUN", "--merged", "out"], "forward never passed 7.5. Name one with --checkpoint: last"),
         (["RUN", "--checkpoint", "2", "--merged", "out"], "has no checkpoint '2'; there are those of the steps 0, 2"),
         (["RUN", "--checkpoint", "soon", "--merged", "out"], "has no checkpoint 'soon'"),
         (["RUN", "--checkpoint", "last", "--merged", "there"], "there exists already"),

@@ -370,8 +370,10 @@ def test_a_run_is_not_trained_on_other_files_than_those_beside_it(tmp_path):
     path = Path(config.data.questions)
     before = path.read_text()
     path.write_text(before.replace("?", "??", 1))
-    with pytest.raises(UserError, match=r"questions in .* changed since the run .*forward-seed0 was begun"):
+    with pytest.raises(UserError, match=r"questions in .* changed since the run .*forward-seed0 was begun") as error:
         train_run(config)
+    copy = Run(small_config(tmp_path).run_folder).folder / "questions.toml"
+    assert f"(there is a copy: {copy})" in str(error.value) and copy.read_text() == before
     assert not Run(config.run_folder).exists
     assert train_run(small_config(tmp_path, "run.name=other")).finished  # nor one of another name
     assert train_run(small_config(tmp_path, "run.seed=1", "lora.rank=3")).finished  # nor one that differs anyway

@@ -22,8 +22,8 @@ class Update:
 class Optimizer:
     """AdamW under dynamic loss scaling (Micikevicius et al. 2018, section 3.2).
 
-    FP16 gradients below 3e-8 are rounded to 0. So the loss is multiplied by a large scale before the backward pass and the
-    gradients are divided by it after; when the scale was too large for some gradient, that step is skipped and the
+    FP16 gradients below 3e-8 are rounded to 0. So the loss is multiplied by a large scale before the backward pass and
+    the gradients are divided by it after; when the scale was too large for some gradient, that step is skipped and the
     scale halved; after 2,000 steps without such a one it is doubled. Without FP16 the scaler does nothing and the same
     lines run.
     """
