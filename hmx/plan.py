@@ -109,8 +109,8 @@ def estimate(config: Config, prompt: int, completion: int, evaluated: int = 0) -
     before, rest = re.split(r"\{question\}|\{answer\}", rubric, maxsplit=1)
     read = prompt + completion + _tokens(rest)
     judged = read + _tokens(before)
-    # Its attention has a mask in numbers and in bits. Where it is written out, each head has for each token that is read
-    # the scores of all, before and behind the soft cap and in FP32, and their softmax; and the values are repeated.
+    # Its attention has a mask in numbers and in bits. Where it is written out, each head has, for each token that is
+    # read, the scores of all, before and behind the soft cap and in FP32, their softmax, and the values repeated.
     mask = read * judged * (dtype.itemsize + 1)
     written_out = attention_for(shapes) == "eager"
     scores = heads * judged * (read * (2 * dtype.itemsize + 8) + head_dim * dtype.itemsize) if written_out else 0
