@@ -1,7 +1,6 @@
 """Linear layers that read the same input, multiplied as one, with what their adapters add."""
 
 import math
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,19 @@ from torch import nn
 from hmx.lora.layer import LoRALinear
 
 
-def _is_intel() -> bool:
+def _where_onednn_is_quicker() -> tuple[float, float]:
     try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:  # not Linux
-        return "Intel" in platform.processor()
+        amd = False
+    known = {"AVX512": (3 * 2**18, math.inf), "AVX2": (3 * 2**20, 24)} if amd else {}
+    return known.get(torch.backends.cpu.get_cpu_capability(), (math.inf, math.inf))
 
 
-LARGE = math.inf if _is_intel() else 3 * 2**18
-"""Multiplications of a product from which on oneDNN is quicker than MKL; on the Intel Xeon where it was tried it never
-was.
+LARGE, ROWS = _where_onednn_is_quicker()
+"""From how many multiplications on, and up to how many rows, a product is oneDNN's and not MKL's. It was tried on AMD's
+Zen 4 and 5, where MKL makes no use of AVX-512, and on Zen 3, which has none: there MKL is as quick for many rows. On an
+Intel Xeon it always was.
 """
 
 
@@ -37,43 +39,44 @@ class Projection:
     B: torch.Tensor | None
     """[out, n · r], block-diagonal."""
     scaling: float
-    least: float
-    """How many numbers x must have for oneDNN, see `linear`."""
+    onednn: tuple[float, float]
+    """How many numbers x has, at least and at most, where oneDNN is used, see `linear`."""
 
     @classmethod
     def of(cls, *layers: nn.Linear | LoRALinear) -> "Projection":
         weight = stacked([base_of(layer) for layer in layers])
         adapters = [layer for layer in layers if _is_on(layer)]
         if not adapters:
-            return cls(weight, None, None, 0.0, _least(weight))
+            return cls(weight, None, None, 0.0, _for_onednn(weight))
         dtype, scaling = weight.dtype, adapters[0].scaling
         if dtype == torch.float32 and weight.device.type == "cpu" and not torch.is_grad_enabled():
-            return cls(_merged(weight, layers), None, None, 0.0, _least(weight))
+            return cls(_merged(weight, layers), None, None, 0.0, _for_onednn(weight))
         # In the base's dtype, to which autocast would cast A and B at every use.
         A = torch.cat([layer.lora_A for layer in adapters]).to(dtype)
         blocks = [layer.lora_B if _is_on(layer) else layer.weight.new_zeros(len(layer.weight), 0) for layer in layers]
-        return cls(weight, A, torch.block_diag(*blocks).to(dtype), scaling, _least(weight))
+        return cls(weight, A, torch.block_diag(*blocks).to(dtype), scaling, _for_onednn(weight))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        h = _product(x, self.weight, self.least)
+        h = _product(x, self.weight, self.onednn)
         return h if self.A is None else torch.add(h, F.linear(F.linear(x, self.A), self.B), alpha=self.scaling)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x Wᵀ, of which the weight gets no gradient. In FP32 on a CPU that is not Intel's, several tokens are multiplied
-    by oneDNN where there is enough to multiply, which `F.linear` does not use on x86: it takes half of MKL's time, but
-    starts more slowly.
+    """x Wᵀ, of which the weight gets no gradient. In FP32 on a CPU, what is `LARGE` and has few enough `ROWS` is
+    multiplied by oneDNN, which `F.linear` does not use on x86: there it takes down to half of MKL's time.
     """
-    return _product(x, weight, _least(weight))
+    return _product(x, weight, _for_onednn(weight))
 
 
-def _least(weight: torch.Tensor) -> float:
+def _for_onednn(weight: torch.Tensor) -> tuple[float, float]:
     known = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    return max(LARGE / len(weight), 2 * weight.shape[1]) if known else math.inf
+    inputs = weight.shape[1]
+    return (max(LARGE / len(weight), 2 * inputs), ROWS * inputs) if known else (math.inf, math.inf)
 
 
-def _product(x: torch.Tensor, weight: torch.Tensor, least: float) -> torch.Tensor:
-    if x.numel() < least:
+def _product(x: torch.Tensor, weight: torch.Tensor, onednn: tuple[float, float]) -> torch.Tensor:
+    least, most = onednn
+    if not least <= x.numel() <= most:
         return F.linear(x, weight)
     return _Product.apply(x, weight) if torch.is_grad_enabled() else _by_onednn(x, weight)
 

@@ -238,15 +238,11 @@ def test_a_template_that_fails_is_told_in_a_sentence(folder, template):
 def test_the_reason_is_told_whole_where_it_is_short_and_else_its_beginning(folder):
     config = (folder / "config.json").read_text()
     set_keys(folder / "config.json", num_hidden_layers=5)
-    with pytest.raises(
-        UserError, match=r"validate_layer_type': .*num_hidden_layers.* \(5\) must be equal to .*; it needs"
-    ):
+    with pytest.raises(UserError, match=r"\(.*num_hidden_layers.*\); it needs"):  # it stands in the second line
         load_model(str(folder), "fp32", "cpu")
     (folder / "config.json").write_text(config)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(
-        UserError, match=r"one of: \(1\) a `tokenizers` library serialization file.*…\); it needs"
-    ) as caught:
+    with pytest.raises(UserError, match=r"\(.*tokenizer.*…\); it needs") as caught:
         load_model(str(folder), "fp32", "cpu")
     assert "\n" not in str(caught.value)
 
