@@ -94,8 +94,7 @@ def test_longer_answers_and_more_rows_need_more_and_checkpointing_less():
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("vocabulary", [600, 4000])
+@pytest.mark.parametrize("checkpointing, vocabulary", [(False, 4000), (True, 600)])
 def test_the_training_pass_takes_what_was_estimated(tmp_path, monkeypatch, name, precision, checkpointing, vocabulary):
     """A real one over a group of four, as on a GPU. The vocabulary decides what is larger, a layer or the logits."""
     monkeypatch.setattr(decoder, "enabled", False)
