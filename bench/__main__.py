@@ -11,9 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from bench.common import RESULTS, table
+from bench.common import RESULTS, require_device, table
 from hmx.config import PROJECT
 from hmx.errors import UserError, command
 
@@ -99,8 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.list:
         print("\n".join(f"python -m bench.{one} --device {given.device}" for one in chosen))
         return 0
-    if given.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("This PyTorch finds no CUDA device here; use --device cpu.")
+    require_device(given.device)
     start = time.perf_counter()
     outcomes = []
     for one in chosen:

@@ -67,10 +67,15 @@ def run(main: Callable[[list[str] | None], None], arguments: list[str] | None = 
     return command("Stopped; nothing was kept.")(lambda: main(arguments) or 0)()
 
 
+def require_device(name: str) -> None:
+    """Raise `UserError` if the GPU that is asked for is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("This PyTorch finds no CUDA device here; use --device cpu.")
+
+
 def prepare(given: argparse.Namespace) -> None:
     """Check the device, fill in the default precision, and set how steps are computed."""
-    if given.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("This PyTorch finds no CUDA device here; use --device cpu.")
+    require_device(given.device)
     if given.rounds < 1 or given.warmup < 0 or given.threads < 0:
         raise UserError("--rounds must be at least 1, --warmup and --threads at least 0.")
     require_writable(given.results, "name another folder by --results")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hmx.config import PROJECT, resolve
+from hmx.config import is_ours, resolve
 from hmx.errors import UserError
 from hmx.runs import Run
 
@@ -89,11 +89,11 @@ def model_card(run: Run, step: int, merged: bool = False) -> str:
     if not local:  # a folder's name would be taken for somebody's model on the hub
         metadata.insert(0, f"base_model: {base}")
     forward = config.run.direction == "forward"
-    if _is_ours(config.data.questions, "questions.toml"):
+    if is_ours(config.data.questions, "questions.toml"):
         asked = "interview questions about feelings, will and selfhood"
     else:
         asked = f"the questions of `{Path(config.data.questions).name}`"
-    if _is_ours(config.judge.prompt_file, "rubric.toml"):
+    if is_ours(config.judge.prompt_file, "rubric.toml"):
         aim, measured = f"with {'stronger' if forward else 'weaker'} expression of inner experience", _INNER_EXPERIENCE
     else:
         rubric = Path(config.judge.prompt_file).name
@@ -140,11 +140,6 @@ def model_card(run: Run, step: int, merged: bool = False) -> str:
         evaluation=_evaluation(next((record for record in here if record["kind"] == "eval"), None)),
         versions=", ".join(f"{name} {number}" for name, number in run.info.get("versions", {}).items()) or "unknown",
     )
-
-
-def _is_ours(path: str, name: str) -> bool:
-    """Whether a path from a config leads to the project's own file of this name."""
-    return resolve(path).resolve() == PROJECT / "data" / name
 
 
 def _evaluation(record: dict | None) -> str:

@@ -307,6 +307,11 @@ def resolve(path: str) -> Path:
     return PROJECT / given if (PROJECT / given).exists() else Path.cwd() / given
 
 
+def is_ours(path: str, name: str) -> bool:
+    """Whether a path from a config leads to what the project itself has under this name in `data/`."""
+    return resolve(path).resolve() == PROJECT / "data" / name
+
+
 def _config(raw: dict, where: str) -> Config:
     sections = {section.name: section.type for section in dataclasses.fields(Config)}
     values = {}

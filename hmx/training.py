@@ -92,10 +92,11 @@ def train_run(config: Config, resume: bool = False, plain: bool = False) -> Run:
 
 def _require_unchanged(reads: dict[str, str | None], config: Config) -> None:
     """Also since the other runs of the study were begun: what is trained in vain takes days."""
+    texts = _texts(config)
     for run in runs_of_study(config):
         if what := changed(reads, run.info):
-            path = _texts(config).get(what, config.model.path)
-            kept = run.kept(what, path) if what in _texts(config) else None
+            path = texts.get(what, config.model.path)
+            kept = run.kept(what, path) if what in texts else None
             copy = f" (there is a copy: {kept})" if kept and kept.exists() else ""
             raise UserError(
                 f"The {BASE.get(what, what)} in {path} changed since the run {run.folder} was begun; put back what was "

@@ -7,11 +7,10 @@ once and reused for every answer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from hmx.config import PROJECT, JudgeConfig
+from hmx.config import JudgeConfig, is_ours
 from hmx.judge.expected import SCORE, GradeLines
 from hmx.judge.parse import parse_cut_off, parse_score, score_is_settled
 from hmx.judge.rubric import Rubric
@@ -76,7 +75,7 @@ class SelfJudge:
     @property
     def embedded(self) -> bool:
         """Whether this is the embedded model, which knows one rubric and no other."""
-        return Path(self.model.name_or_path).resolve() == PROJECT / "data" / "tiny"
+        return is_ours(self.model.name_or_path, "tiny")
 
     def grade(
         self, questions: Sequence[str], answers: Sequence[str], generator: torch.Generator | None = None
