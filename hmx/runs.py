@@ -215,23 +215,22 @@ class Run:
         return max(self.steps(), default=0)
 
     def save(self, step: int, model, base_model: str, state: tuple[dict[str, torch.Tensor], dict[str, float]]) -> None:
-        """Write the checkpoint after `step` steps: the adapter, and the optimizer's state beside it."""
-        tensors, numbers = state
+        """Write the checkpoint after `step` steps: the adapter, and the optimizer's state beside it. One that is there
+        already, from before an interruption, is the same and stays.
+        """
         target = self.checkpoint(step)
+        if target.exists():
+            return
+        tensors, numbers = state
         temporary = target.with_name(f".{target.name}.tmp")  # whoever trains this run holds its lock
-        aside = target.with_name(f".{target.name}.old")
         try:
-            for left in (temporary, aside):  # by a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
             save_adapter(model, temporary, base_model)
             write_safetensors(temporary / _STATE, tensors, {"numbers": json.dumps(numbers)})
             # Without their lines so far nobody could go on from the checkpoint.
             for file in filter(Path.exists, (self.folder / "metrics.jsonl", self.folder / "samples.jsonl")):
                 write_through(file)
-            if target.exists():  # of the same step, from before an interruption
-                os.replace(target, aside)
             os.replace(temporary, target)
-            shutil.rmtree(aside, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for step_before in self.steps():  # the adapter of each checkpoint is kept, the state only where a run can go on

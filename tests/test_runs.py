@@ -249,11 +249,18 @@ def test_a_full_disk_gets_a_sentence_and_leaves_no_half_of_a_checkpoint(tmp_path
 def test_what_a_killed_process_left_of_a_checkpoint_is_in_nobodys_way(tmp_path):
     config = small_config(tmp_path)
     trainer, run = training.build_trainer(config), Run(tmp_path / "run")
-    for _ in range(2):
-        for left in ("tmp", "old"):
-            (run.folder / "checkpoints" / f".step-0.{left}" / "half").mkdir(parents=True)
-        run.save(0, trainer.model, config.model.path, trainer.optimizer.state())
-        assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-0"]
+    (run.folder / "checkpoints" / ".step-0.tmp" / "half").mkdir(parents=True)
+    run.save(0, trainer.model, config.model.path, trainer.optimizer.state())
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-0"]
+
+
+def test_a_checkpoint_is_never_taken_away_to_be_written_again(tmp_path):
+    config = small_config(tmp_path)
+    trainer, run = training.build_trainer(config), Run(tmp_path / "run")
+    run.save(0, trainer.model, config.model.path, trainer.optimizer.state())
+    first = run.checkpoint(0).stat().st_ino
+    run.save(0, trainer.model, config.model.path, trainer.optimizer.state())
+    assert run.checkpoint(0).stat().st_ino == first
 
 
 def test_a_folder_in_which_nothing_can_be_written_gets_a_sentence(tmp_path):

@@ -224,11 +224,11 @@ def remarks(campaign: Campaign) -> list[str]:
                 said.append(f"The results of {model} on {name} differ in {', '.join(differing)}.")
             said += sorted({note for one in mine if (note := (one.details.get("file") or {}).get("note"))} - set(said))
             for what, happened in (
-                ("shortened_prompts", "were longer than the model can read and lost their beginning"),
-                ("dropped_system_turns", "lost their instruction, since the model's chat template has no system role"),
+                ("shortened_prompts", "longer than the model can read, so without their beginning"),
+                ("dropped_system_turns", "without their instruction, since the model's chat template has no system role"),
             ):
                 if count := max((one.details.get(what, 0) for one in mine), default=0):
-                    said.append(f"Prompts of {name} to {model}: {count} {happened}.")
+                    said.append(f"Prompts of {name} to {model} {happened}: {count}.")
     return said
 
 

@@ -295,7 +295,7 @@ def test_what_happened_to_prompts_is_told(runs):
         path.write_text(json.dumps({**json.loads(path.read_text()), "details": details}))
     campaign, _ = evaluated(runs, Weigh())
     assert work.remarks(campaign) == [
-        "Prompts of weigh to mine: 3 were longer than the model can read and lost their beginning."
+        "Prompts of weigh to mine longer than the model can read, so without their beginning: 3."
     ]
 
 
