@@ -225,7 +225,7 @@ def remarks(campaign: Campaign) -> list[str]:
             said += sorted({note for one in mine if (note := (one.details.get("file") or {}).get("note"))} - set(said))
             for what, happened in (
                 ("shortened_prompts", "longer than the model can read, so without their beginning"),
-                ("dropped_system_turns", "without their instruction, since the model's chat template has no system role"),
+                ("dropped_system_turns", "without their instruction: the chat template has no system role"),
             ):
                 if count := max((one.details.get(what, 0) for one in mine), default=0):
                     said.append(f"Prompts of {name} to {model} {happened}: {count}.")
