@@ -61,7 +61,7 @@ def _reordered(buffer: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     return buffer.gather(2, order[:, None, :, None].expand(-1, K, -1, D))
 
 
-class Beneath:
+class PrefixCache:
     """The keys and values of a shared prefix under rows that are read once: what `Cache` is to rows that go on.
 
     Args:

@@ -1,8 +1,8 @@
 """A run's configuration: a TOML file, checked at the door, as frozen dataclasses.
 
 Every key has a type, a range, a default and a line that says what it does. A key that is not in the file takes its
-default; a key that does not exist is an error which names the nearest one that does. The trainer and what stands above
-it know this module; the layers below are given plain values.
+default; a key that does not exist is an error which names the nearest one that does. Whatever puts the parts together
+knows this module; sampling, LoRA, log-probabilities and loss are given plain values.
 """
 
 import dataclasses
@@ -119,8 +119,8 @@ class GrpoConfig:
     completions_per_prompt: int = key(4, least=2)
     """G: answers to each question, the group in which they are compared."""
     prompts_per_microbatch: int = key(1, least=1)
-    """How many groups go through a training pass at once. Gradients accumulate over the step; only memory and speed
-    depend on it.
+    """How many groups go through a training pass at once. Gradients accumulate over the step; only memory, speed and
+    the draws of lora.dropout depend on it.
     """
     beta: float = key(0.001, least=0)
     """Weight of the KL divergence from the base model."""
@@ -143,8 +143,8 @@ class OptimizerConfig:
     schedule: str = key("linear", choices=("linear", "constant"))
     """linear falls toward 0, which it would reach a step after the last; both rise linearly during the warm-up."""
     warmup: float = key(0.1, least=0, below=1)
-    """The part of all steps in which the learning rate rises from 0, where the first step stands."""
-    betas: tuple[float, ...] = key((0.9, 0.999))
+    """The share of all steps over which the learning rate rises in a line; at the first step it is 0."""
+    betas: tuple[float, ...] = key((0.9, 0.999), least=0, below=1)
     """Decay of the running mean of the gradient and of its square."""
     eps: float = key(1e-8, above=0)
     """Keeps the division by the root of the mean square finite."""
@@ -275,7 +275,7 @@ def to_toml(config: Config) -> str:
     return "\n".join(lines)
 
 
-def anywhere(config: Config) -> Config:
+def apart_from_place(config: Config) -> Config:
     """The config less what says where its run is computed and kept: two runs that differ in nothing else belong
     together, as on a machine with two GPUs.
     """
@@ -293,13 +293,13 @@ def on_device(config: Config, device: str | None) -> Config:
 
 def apart_from_seed(config: Config) -> str:
     """What the runs of a study have in common: all but direction and seed, and where they are computed and kept."""
-    config = anywhere(config)
+    config = apart_from_place(config)
     return to_toml(dataclasses.replace(config, run=dataclasses.replace(config.run, direction="forward", seed=0)))
 
 
 def resolve(path: str) -> Path:
     """A path from a config: as it is if something is there, seen from the working directory; else seen from the
-    project's own folder. Where nothing is in either, it is whole, so that an error says where it was looked for.
+    project's own folder. Where nothing is in either, the path is absolute, so that an error says where it was sought.
     """
     given = Path(path).expanduser()
     if given.exists():
@@ -403,8 +403,6 @@ def _close(name: str, known: Sequence[str]) -> str:
 
 def _check_together(config: Config) -> None:
     """What no key can show alone."""
-    if any(not 0 <= beta < 1 for beta in config.optimizer.betas):
-        raise UserError(f"optimizer.betas must lie in [0, 1), not {list(config.optimizer.betas)}.")
     if config.grpo.prompts_per_step % config.grpo.prompts_per_microbatch:
         raise UserError(
             f"grpo.prompts_per_step = {config.grpo.prompts_per_step} must be a multiple of "

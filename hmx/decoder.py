@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Gemma2ForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM
 
-from hmx.cache import Beneath, Cache
+from hmx.cache import Cache, PrefixCache
 from hmx.lora.layer import LoRALinear
 from hmx.projection import Projection, linear
 
@@ -142,7 +142,7 @@ class Decoder:
         # From so many rows of one token on, attention by its formula is quicker than PyTorch's kernel, which is made
         # for many tokens: in FP32 on several threads of a CPU.
         threaded = self.device.type == "cpu" and self.dtype == torch.float32 and torch.get_num_threads() > 1
-        self.many = 4 if threaded else math.inf
+        self.written_out_from = 4 if threaded else math.inf
 
     @classmethod
     def of(cls, model) -> "Decoder | None":
@@ -160,7 +160,7 @@ class Decoder:
         self,
         ids: torch.Tensor,
         attention: torch.Tensor,
-        cache: Cache | Beneath | None = None,
+        cache: Cache | PrefixCache | None = None,
         last: int | None = None,
     ) -> torch.Tensor:
         """Run prompts, or whole sequences; returns their last hidden states [B, Q, hidden], or of the `last` tokens
@@ -184,7 +184,7 @@ class Decoder:
         return self.hidden(ids, self.rope_table(S)[slots[:, S - Q :]], biases, cache, last)
 
     def read_trees(
-        self, ids: torch.Tensor, depth: torch.Tensor, end: torch.Tensor, cache: Beneath | None = None
+        self, ids: torch.Tensor, depth: torch.Tensor, end: torch.Tensor, cache: PrefixCache | None = None
     ) -> torch.Tensor:
         """Run rows that are trees of tokens in preorder; returns their last hidden states [B, Q, hidden].
 
@@ -215,7 +215,7 @@ class Decoder:
         ids: torch.Tensor,
         rope: torch.Tensor,
         biases: dict,
-        cache: Cache | Beneath | None,
+        cache: Cache | PrefixCache | None,
         last: int | None = None,
         between: Between = PLAIN,
     ) -> torch.Tensor:
@@ -259,7 +259,7 @@ class Decoder:
         return torch.stack([cos[0], sin[0]], dim=1)
 
     def _attention(
-        self, i, layer: Layer, x, turn: Callable, cos, sin, bias, cache: Cache | Beneath | None, asking: int
+        self, i, layer: Layer, x, turn: Callable, cos, sin, bias, cache: Cache | PrefixCache | None, asking: int
     ) -> torch.Tensor:
         """What the last `asking` tokens find among all, [B, asking, hidden]."""
         B, Q, _ = x.shape
@@ -279,7 +279,7 @@ class Decoder:
             query = query.reshape(B, self.K, -1, self.D)  # [B, K, H / K, D]
         else:
             key, value = (t.repeat_interleave(self.H // self.K, dim=1) for t in (key, value))  # [B, H, S, D]
-        if self.softcap is None and (asking > 1 or B < self.many):
+        if self.softcap is None and (asking > 1 or B < self.written_out_from):
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scale)
         else:
             logits = torch.matmul(query, key.transpose(2, 3)) * self.scale

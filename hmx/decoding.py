@@ -28,7 +28,7 @@ class Decoding:
         attention: [B, S], 1 for tokens and 0 for padding; the S - Q slots of a shared prefix come first.
         prefix: the keys and values of those slots, a pair [1, K, S - Q, D] for each layer.
         room: the most tokens that will follow.
-        last: behind how many of the prompts' last tokens `logits` shall stand.
+        last: of how many of each prompt's last tokens `logits` shall hold what follows them.
     """
 
     joins = True
@@ -94,13 +94,13 @@ class Decoding:
         padding in front is as short as the longest row allows.
         """
         S = int(max(self.position.max(), other.position.max()))
-        parts, seen = [], []
+        orders, seen = [], []
         for decoding in (self, other):
             tokens = decoding.bias[:, 0, 0, : decoding.cache.length] == 0  # [B, slots so far]
             order = tokens.int().argsort(dim=1, stable=True)[:, -S:]  # padding first
-            parts.append(F.pad(order, (S - order.shape[1], 0)))
+            orders.append(F.pad(order, (S - order.shape[1], 0)))
             seen.append(F.pad(tokens.gather(1, order), (S - order.shape[1], 0)))
-        self.cache.join(other.cache, parts)
+        self.cache.join(other.cache, orders)
         self._lay(torch.cat(seen).long(), room)
 
 

@@ -214,21 +214,22 @@ def _peak(config: Config, shapes: PreTrainedConfig, rows: int, length: int, aske
     return alive.peak
 
 
-def checkpoints(config: Config, device: torch.device) -> bool:
-    """Whether gradient checkpointing is on from the start: as the config says or, for "auto", if answers of a typical
-    length would not fit the GPU's memory without.
+def needs_gradient_checkpointing(config: Config, device: torch.device) -> bool:
+    """Whether it is on from the start: as the config says or, for "auto", if training on answers of a typical length
+    would not fit the GPU's memory without.
     """
     setting = config.train.gradient_checkpointing
     if setting != "auto" or device.type != "cuda":
         return setting == "on"
     longest, limit = _lengths(config, Questions.load(resolve(config.data.questions)))
-    needed = estimate(config, longest, min(TYPICAL_ANSWER, limit)).total(checkpointing=False)
+    found = estimate(config, longest, min(TYPICAL_ANSWER, limit))
+    needed = found.weights + found.adapter + found.training  # it makes neither sampling nor judging any smaller
     return needed > 0.9 * torch.cuda.mem_get_info(device)[1]
 
 
 def _tokens(text: str) -> int:
-    """Roughly, and rather too many."""
-    return len(text) // 3
+    """Roughly, and rather too many: three letters a token, or one sign of a script like Chinese."""
+    return len(text.encode()) // 3
 
 
 def _lengths(config: Config, questions: Questions) -> tuple[int, int]:

@@ -2,13 +2,15 @@
 
     runs/<config name>/<direction>-seed<k>/
         config.toml               the resolved config
+        rubric.*, questions.*     copies of what the run read
         run.json                  status, versions, hashes of the initial adapter and of what the run reads
         metrics.jsonl             one object a line, "kind": "step" or "eval"
         samples.jsonl             every answer with its grade
         checkpoints/step-<n>/     the adapter in PEFT's format and the training state after n steps
 
-Nothing is ever half-written: files are replaced as a whole, a checkpoint appears when it is complete, and lines that
-were written after the checkpoint from which a run goes on are taken back.
+Nothing is ever half-written: files are replaced as a whole and a checkpoint appears when it is complete. Only the two
+.jsonl files grow: a last line that was cut off counts as not written, and lines behind the checkpoint from which a run
+goes on are taken back.
 """
 
 import fcntl
@@ -27,7 +29,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hmx.config import Config, anywhere, apart_from_seed, load_config, to_toml
+from hmx.config import Config, apart_from_place, apart_from_seed, load_config, to_toml
 from hmx.errors import UserError
 from hmx.files import write_safetensors, write_text, write_through
 from hmx.lora import load_adapter, save_adapter
@@ -65,7 +67,7 @@ class Run:
                     "or delete the folder."
                 )
             return
-        ours, theirs = (to_toml(anywhere(one)).splitlines() for one in (config, self.config))
+        ours, theirs = (to_toml(apart_from_place(one)).splitlines() for one in (config, self.config))
         if ours != theirs:
             mine, other = next((a, b) for a, b in zip(ours, theirs, strict=True) if a != b)
             raise UserError(
@@ -269,8 +271,8 @@ def runs_of_study(config: Config) -> list[Run]:
 
 def changed(now: Mapping[str, Any], noted: Mapping[str, Any]) -> str | None:
     """Which of the files that a run reads is another in one note than in the other: a key of `BASE`, "rubric" or
-    "questions". None as far as is known: what can't be had here now is no change, nor what an earlier version of this
-    project did not note.
+    "questions". None if no difference is known: what can't be read here, or was not noted by an earlier version of this
+    project, counts as unchanged.
     """
     hashes = ((key, now.get(key), noted.get(key)) for key in (*BASE, "rubric", "questions"))
     return next((key for key, one, other in hashes if None not in (one, other) and one != other), None)
@@ -282,13 +284,17 @@ def _is_record(record: Any, file: str) -> bool:
     def number(key: str) -> bool:
         return type(record.get(key, 0.0)) in (int, float, type(None))
 
-    return (
-        isinstance(record, dict)
-        and record.get("kind") in ("step", "eval")
-        and type(record.get("step")) is int
-        and all(map(number, ("epoch", "grade", "eval_truth", "seconds")))
-        and (file != "samples.jsonl" or all(isinstance(record.get(key), str) for key in ("question", "answer")))
-    )
+    if (
+        not isinstance(record, dict)
+        or record.get("kind") not in ("step", "eval")
+        or type(record.get("step")) is not int
+    ):
+        return False
+    if not all(map(number, ("epoch", "grade", "eval_reward", "eval_kl", "eval_truth", "seconds"))):
+        return False
+    if file == "samples.jsonl":
+        return all(isinstance(record.get(key), str) for key in ("question", "answer"))
+    return record["kind"] == "step" or (record.get("epoch") is not None and {"eval_reward", "eval_kl"} <= record.keys())
 
 
 def _line(record: dict[str, Any]) -> str:

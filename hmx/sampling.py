@@ -265,10 +265,10 @@ def sample_token(logits: torch.Tensor, uniform: torch.Tensor, temperature: float
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
 
-def common(one: Sequence[int], other: Sequence[int]) -> int:
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two sequences have in common at their beginning.
 
-    >>> common([5, 6, 7], [5, 6, 8, 9])
+    >>> common_length([5, 6, 7], [5, 6, 8, 9])
     2
     """
     for same, (a, b) in enumerate(zip(one, other, strict=False)):

@@ -1,10 +1,10 @@
 """Which checkpoints are compared: section 4 of "When AI Says It Feels", as a rule.
 
 Forward: the first checkpoint whose evaluation reward is above the threshold. Reverse, of the same seed: the checkpoint
-of the same step, unless it has moved further from the base model than the forward one. Then an earlier one that hasn't,
-so that a loss of ability on the forward side is not hidden by a larger one on the reverse side. If every trained
-reverse checkpoint up to that step has moved further, the same step is taken after all and marked, as the paper did for
-Qwen3-0.6B.
+of the same step, unless it has moved further from the base model than the forward one. Then the latest earlier one that
+has not, so that a loss of ability on the forward side is not hidden by a larger one on the reverse side. If every
+trained reverse checkpoint up to that step has moved further, the same step is taken after all and marked, as the paper
+did for Qwen3-0.6B.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class Selection:
     reason: str
     """Why these, in a sentence."""
     further_than_forward: bool = False
-    """The reverse checkpoint has the higher KL: by the paper's rule the exception, since no earlier one has a lower."""
+    """The paper's exception: reverse had moved further at every step, so the same step was taken."""
 
 
 def select(
@@ -47,15 +47,10 @@ def select(
     >>> select(ups, downs, 7.5).forward, select(ups, downs, 7.5).reverse
     (20, 10)
     """
-    chosen = next(
-        (
-            one
-            for one in forward
-            if one["step"] > 0 and one["eval_reward"] is not None and one["eval_reward"] > threshold
-        ),
-        None,
-    )
-    candidates = [one for one in reverse if chosen is not None and 0 < one["step"] <= chosen["step"]]
+    chosen = first_above(forward, threshold)
+    if chosen is None:
+        return None
+    candidates = [one for one in reverse if 0 < one["step"] <= chosen["step"]]
     same = next((one for one in candidates if one["step"] == chosen["step"]), None)
     if same is None:
         return None
@@ -66,7 +61,7 @@ def select(
     why = f"forward is first above {threshold:g} at step {step} ({reward}, KL {_digits(kl)})"
     near = [one for one in candidates if _kl(one) <= kl]
     if rule == "same_step":
-        return Selection(step, step, f"{why}; reverse is taken at the same step (KL {_digits(moved)})", moved > kl)
+        return Selection(step, step, f"{why}; reverse is taken at the same step (KL {_digits(moved)})")
     if not near:
         why += f"; reverse had moved further at every step (KL {_digits(moved)} there), so its same step is taken"
         return Selection(step, step, why, further_than_forward=True)
@@ -78,13 +73,23 @@ def select(
     return Selection(step, taken, why)
 
 
+def first_above(forward: Sequence[dict[str, Any]], threshold: float) -> dict[str, Any] | None:
+    """The first evaluation whose reward is above the threshold, that of the untrained model aside; None if there is
+    none.
+    """
+    passed = (
+        one for one in forward if one["step"] > 0 and one["eval_reward"] is not None and one["eval_reward"] > threshold
+    )
+    return next(passed, None)
+
+
 def why_none(forward: Sequence[dict[str, Any]], threshold: float) -> str:
     """Why `select` took nothing, in words."""
     if all(one["eval_reward"] is None for one in forward):
         return "no evaluation of forward had a readable grade"
-    rewards = [one["eval_reward"] for one in forward if one["step"] > 0]
-    passed = any(reward is not None and reward > threshold for reward in rewards)
-    return "reverse has not come so far" if passed else f"forward never passed {threshold:g}"
+    if first_above(forward, threshold) is None:
+        return f"forward never passed {threshold:g}"
+    return "reverse has not come so far"
 
 
 def _kl(record: dict[str, Any]) -> float:

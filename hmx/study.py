@@ -86,8 +86,8 @@ def carry_out(runs: Sequence[Planned], plain: bool = False, train: Train = train
                 for helper in helpers:
                     helper.start()
             if helpers:
-                more = "1 more trains" if len(helpers) == 1 else f"{len(helpers)} more train"
-                print(f"\nBeside what is shown here {more} in silence, beginning with the last.")
+                more = "one other is" if len(helpers) == 1 else f"{len(helpers)} others are"
+                print(f"\nBeside the run that is shown {more} trained unseen, the last of the list first.")
             if not _train_in_turn(runs, helpers, plain, train):
                 return False
         finally:

@@ -24,11 +24,12 @@ from hmx.judge import Rubric, SelfJudge
 from hmx.judge.probe import probe
 from hmx.lora import adapter_hash, attach
 from hmx.models import identity, load_model, require_room, set_up
-from hmx.plan import checkpoints
+from hmx.plan import needs_gradient_checkpointing
 from hmx.prompts import encode_chat, encode_question
 from hmx.questions import Questions
 from hmx.randomness import stream
 from hmx.runs import BASE, Run, changed, runs_of_study
+from hmx.selection import first_above
 from hmx.text import grade_text, one_line
 
 
@@ -43,9 +44,8 @@ def build_trainer(config: Config) -> Trainer:
     attach(model, lora.rank, lora.alpha, lora.targets, lora.dropout, stream(config.run.seed, "init"))
     judge = SelfJudge.of(config.judge, rubric, model, tokenizer)
     _require_room_to_judge(config, tokenizer, rubric, questions, getattr(model.config, "max_position_embeddings", None))
-    return Trainer(
-        config, model, tokenizer, judge, questions, _world(config), checkpointing=checkpoints(config, model.device)
-    )
+    checkpointing = needs_gradient_checkpointing(config, model.device)
+    return Trainer(config, model, tokenizer, judge, questions, _world(config), checkpointing)
 
 
 def _require_room_to_judge(
@@ -91,7 +91,9 @@ def train_run(config: Config, resume: bool = False, plain: bool = False) -> Run:
 
 
 def _require_unchanged(reads: dict[str, str | None], config: Config) -> None:
-    """Also since the other runs of the study were begun: what is trained in vain takes days."""
+    """Raise `UserError` if a file that the run reads is not what it, or another run of its study, was begun with: days
+    would go into runs that can't be compared.
+    """
     texts = _texts(config)
     for run in runs_of_study(config):
         if what := changed(reads, run.info):
@@ -113,9 +115,10 @@ def _reads(config: Config) -> dict[str, str | None]:
     """The hashes of the files that a run reads. The two directions of a seed, and a run that goes on, must find the
     same ones.
     """
-    load = {"rubric": Rubric.load, "questions": Questions.load}
-    texts = {what: repr(load[what](path)) for what, path in _texts(config).items()}
-    hashes = {what: hashlib.sha256(text.encode()).hexdigest() for what, text in texts.items()}
+    paths = _texts(config)
+    texts = {"rubric": Rubric.load(paths["rubric"]), "questions": Questions.load(paths["questions"])}
+    # Of what they say and not of the files: a comment in them may change.
+    hashes = {what: hashlib.sha256(repr(text).encode()).hexdigest() for what, text in texts.items()}
     return {**identity(config.model.path), **hashes}
 
 
@@ -180,9 +183,9 @@ def _a_sentence_where_room_ends() -> Iterator[None]:
         if not (here or isinstance(error, torch.OutOfMemoryError)):
             raise
         raise UserError(
-            "The memory does not suffice, even in the smallest portions; --dry-run estimates what is needed, and "
-            "less is with a smaller sampling.max_completion_length or train.completions_per_evaluation. --resume then "
-            "needs the same settings, so start anew."
+            "The memory does not suffice, even in the smallest portions; --dry-run estimates what is needed. A smaller "
+            "sampling.max_completion_length or train.completions_per_evaluation needs less; --resume takes no changed "
+            "settings, so start the run anew with them."
         ) from None
 
 
@@ -192,38 +195,34 @@ def _train(trainer: Trainer, run: Run, start: int, plain: bool) -> bool:
     """
     config = trainer.config
     evaluations = evaluation_steps(config, len(trainer.questions.train))
-    rewards = [record["eval_reward"] for record in run.records(kind="eval")]
+    evaluated = run.records(kind="eval")
     name = f"{config.run.direction} seed {config.run.seed}"
-    hidden = True if plain else None  # None: hidden unless somebody is looking at a terminal
     bar = tqdm(
         total=trainer.total_steps,
         initial=start,
         desc=name,
         bar_format="{desc} {percentage:3.0f} %|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         dynamic_ncols=True,
-        disable=hidden,
+        disable=plain or None,  # None: hidden unless somebody is looking at a terminal
     )
     with _stop_politely() as stop, bar:
         for n in range(start, trainer.total_steps + 1):
-            if _passed_long_ago(config, rewards):
+            if _passed_long_ago(config, evaluated):
                 return True
             if n > start:
                 _write(run, record := trainer.step(n))
                 bar.set_postfix_str(_brief(record.metrics))
                 bar.update()
-            saved = False
-            due = n in evaluations and len(rewards) == evaluations.index(n)  # and not done before an interruption
+            due = n in evaluations and len(evaluated) == evaluations.index(n)  # and not done before an interruption
             if due and not (stop and n < trainer.total_steps):  # else whoever goes on begins with it
                 record = trainer.evaluate(evaluations.index(n), n)
                 run.save(n, trainer.model, config.model.path, trainer.optimizer.state())
-                saved = True
                 _write(run, record)
-                rewards.append(record.metrics["eval_reward"])
+                evaluated.append(record.metrics)
                 bar.write(f"{name}  {_evaluation_line(record.metrics)}", file=sys.stderr)
                 bar.write(_sample_line(record.samples), file=sys.stderr)
             if stop and n < trainer.total_steps:
-                if not saved:
-                    run.save(n, trainer.model, config.model.path, trainer.optimizer.state())
+                run.save(n, trainer.model, config.model.path, trainer.optimizer.state())
                 return False
     return True
 
@@ -234,17 +233,13 @@ def _write(run: Run, record: Record) -> None:
     run.append("metrics.jsonl", [record.metrics])
 
 
-def _passed_long_ago(config: Config, rewards: list[float | None]) -> bool:
-    """Whether a forward run passed the threshold `stop_after_threshold` evaluations ago. `rewards` are those of all
-    evaluations.
-    """
+def _passed_long_ago(config: Config, evaluated: list[dict]) -> bool:
+    """Whether a forward run passed the threshold `stop_after_threshold` evaluations ago."""
     wait = config.train.stop_after_threshold
     if not wait or config.run.direction != "forward":
         return False
-    passed = [  # the untrained model's evaluation, the first, is none that could be selected
-        i for i, reward in enumerate(rewards) if i and reward is not None and reward > config.selection.threshold
-    ]
-    return bool(passed) and len(rewards) - 1 - passed[0] >= wait
+    passed = first_above(evaluated, config.selection.threshold)
+    return passed is not None and len(evaluated) - 1 - evaluated.index(passed) >= wait
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def write(folder: Path, text: str) -> Path:
         ("[optimizer]\nlearning_rate = inf", "optimizer.learning_rate must be a number"),
         ("[optimizer]\nlearning_rate = 0", "optimizer.learning_rate must be more than 0"),
         ("[optimizer]\nbetas = [0.9]", "optimizer.betas must hold 2 numbers"),
-        ("[optimizer]\nbetas = [0.9, 1.0]", "optimizer.betas must lie in [0, 1)"),
+        ("[optimizer]\nbetas = [0.9, 1.0]", "optimizer.betas must be less than 1"),
         ("[lora]\ntargets = []", "lora.targets must be a list of texts and not empty"),
         ("[selection]\nthreshold = 11", "selection.threshold must be at most 10"),
         ("[run]\ndirection = 'forwards'", "must be one of 'forward', 'reverse', not 'forwards'; did you mean forward?"),

@@ -12,7 +12,7 @@ from hmx.grpo.logprobs import token_logprobs
 from hmx.judge import Rubric
 from hmx.lora import adapter_parameters, attach
 from hmx.memory import keep_less
-from hmx.plan import Alive, architecture, checkpoints, describe, estimate, gib
+from hmx.plan import Alive, architecture, describe, estimate, gib, needs_gradient_checkpointing
 from hmx.precision import DTYPES
 from tests.models import FAMILIES, build_model
 from tests.small_run import small_config
@@ -124,11 +124,12 @@ def test_gradient_checkpointing_is_on_from_the_start_where_it_is_asked_for_or_ne
     path = CONFIGS / "llama-3.2-3b.toml"
     for setting in ("on", "off"):
         config = load_config(path, [f"train.gradient_checkpointing={setting}"])
-        assert checkpoints(config, torch.device("cuda")) == (setting == "on")
-    assert not checkpoints(load_config(path), torch.device("cpu"))
-    for memory, needed in ((80 * 2**30, False), (10 * 2**30, True)):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, memory=memory: (0, memory))
-        assert checkpoints(load_config(path), torch.device("cuda")) == needed
+        assert needs_gradient_checkpointing(config, torch.device("cuda")) == (setting == "on")
+    assert not needs_gradient_checkpointing(load_config(path), torch.device("cpu"))
+    much = ("grpo.prompts_per_step=99",)  # to sample and to judge, which keep no activations
+    for size, more, needed in ((80, (), False), (10, (), True), (16, much, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, size=size: (0, size * 2**30))
+        assert needs_gradient_checkpointing(load_config(path, more), torch.device("cuda")) == needed
 
 
 def test_the_description_tells_steps_and_memory(monkeypatch):

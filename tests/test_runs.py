@@ -430,7 +430,8 @@ def test_a_base_that_is_not_there_is_not_said_to_have_changed(tmp_path, monkeypa
 )
 def test_evaluations_behind_the_threshold_count_from_the_first_that_could_be_selected(tmp_path, rewards, long_ago):
     config = small_config(tmp_path, "selection.threshold=7.5", "train.stop_after_threshold=2")
-    assert training._passed_long_ago(config, rewards) is long_ago
+    evaluated = [{"step": step, "eval_reward": reward} for step, reward in enumerate(rewards)]
+    assert training._passed_long_ago(config, evaluated) is long_ago
 
 
 @pytest.mark.parametrize(
@@ -566,18 +567,18 @@ def test_what_was_recorded_is_on_the_disk_before_its_checkpoint(tmp_path, monkey
 
 
 def test_a_stop_in_an_evaluation_saves_once(tmp_path, monkeypatch):
-    saved, save, evaluate = [], Run.save, training.Trainer.evaluate
+    saved, save, evaluate = [], runs.save_adapter, training.Trainer.evaluate
 
-    def saving(run, step, *rest):
-        saved.append(step)
-        save(run, step, *rest)
+    def saving(model, folder, base_model):
+        saved.append(folder.name)
+        save(model, folder, base_model)
 
     def stopped(trainer, index, step):
         if step:
             signal.raise_signal(signal.SIGINT)
         return evaluate(trainer, index, step)
 
-    monkeypatch.setattr(Run, "save", saving)
+    monkeypatch.setattr(runs, "save_adapter", saving)
     monkeypatch.setattr(training.Trainer, "evaluate", stopped)
     run = train_run(small_config(tmp_path))
     assert not run.finished and len(saved) == len(set(saved)) == 2

@@ -91,7 +91,4 @@ def test_the_same_step_rule_differs_in_the_reverse_step_alone(ups, downs, thresh
     assert (paper is None) == (same is None)
     if same:
         assert same.forward == same.reverse == paper.forward
-        kls = {one["step"]: one["eval_kl"] for one in reverse}
-        assert same.further_than_forward == (
-            kls[same.reverse] > next(one["eval_kl"] for one in forward if one["step"] == same.forward)
-        )
+        assert not same.further_than_forward  # the exception is the paper's rule's

@@ -125,7 +125,7 @@ def test_two_at_once_give_what_one_after_the_other_gives(tmp_path, monkeypatch, 
 
     assert carry_out(together, plain=True, train=spy, at_once=2)
     assert trained[0] == names(together)[0]
-    assert "\nBeside what is shown here 1 more trains in silence" in capsys.readouterr().out
+    assert "\nBeside the run that is shown one other is trained unseen" in capsys.readouterr().out
     for one, other in zip(alone, together, strict=True):
         assert without_times(one.run.records()) == without_times(other.run.records())
 

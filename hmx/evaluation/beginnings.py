@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from hmx.sampling import common
+from hmx.sampling import common_length
 
 LEAST = 64
 """Tokens that a beginning must have to be worth it: longer than what a chat template writes in front of everything."""
@@ -39,7 +39,7 @@ def _groups(
         if len(alike) < FEW:
             single += part
             continue
-        shared = min(common(min(alike), max(alike)), min(map(len, alike)) - 1)
+        shared = min(common_length(min(alike), max(alike)), min(map(len, alike)) - 1)
         yield from _groups(prompts, part, shared, rest)
     if known and (len(single) == len(places) or len({tuple(prompts[place]) for place in single}) >= FEW):
         yield list(prompts[single[0]][:known]), sorted(single)

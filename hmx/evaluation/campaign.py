@@ -276,7 +276,7 @@ class _AtHand:
 
 def _chosen(pair: Pair) -> Chosen:
     selection = pair.selection
-    exception = selection.further_than_forward and pair.rule == "paper"
+    exception = selection.further_than_forward
     return Chosen(pair.seed, selection.forward, selection.reverse, exception, pair.threshold, pair.rule)
 
 

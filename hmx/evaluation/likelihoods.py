@@ -25,14 +25,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from hmx.cache import Beneath
+from hmx.cache import PrefixCache
 from hmx.decoder import Decoder, positions
 from hmx.errors import UserError
 from hmx.evaluation.beginnings import by_beginning
 from hmx.evaluation.benchmark import Subject, Tick
 from hmx.precision import autocast
 from hmx.prompts import pad_id
-from hmx.sampling import Prefix, common, pad_left
+from hmx.sampling import Prefix, common_length, pad_left
 
 LOGITS = 2**27
 """How many logits there may be at once: half a GB in FP32, and as much again for what a family does to them."""
@@ -87,12 +87,12 @@ class Tree:
         """Whether half of `sequence` is here already, so that it is better off here than in a row of its own, and the
         rest has room.
         """
-        same = common(self._last, sequence)
+        same = common_length(self._last, sequence)
         return 2 * same >= len(sequence) and len(self.tokens) + len(sequence) - same <= widest
 
     def add(self, sequence: Sequence[int], continuation: Sequence[int], key: int) -> None:
         """Fold in a context and its continuation, less the prefix and less the last token, which is never read."""
-        same, first = common(self._last, sequence), len(self.tokens)
+        same, first = common_length(self._last, sequence), len(self.tokens)
         for place in self._path[same:]:
             self.end[place] = first
         self.tokens += sequence[same:]
@@ -136,7 +136,9 @@ def _score(decoder: Decoder, trees: Sequence[Tree], prefix) -> dict[int, Likelih
         return pad_sequence(list(map(torch.tensor, columns)), batch_first=True).to(decoder.device)  # [B, W]
 
     ids, depth, end = (padded([getattr(tree, name) for tree in trees]) for name in ("tokens", "depth", "end"))
-    hidden = decoder.read_trees(ids, depth, end, Beneath(prefix) if prefix else None).flatten(0, 1)  # [B · W, hidden]
+    hidden = decoder.read_trees(ids, depth, end, PrefixCache(prefix) if prefix else None).flatten(
+        0, 1
+    )  # [B · W, hidden]
     W = ids.shape[1]
     asked = [(row * W + place, token, key) for row, tree in enumerate(trees) for place, token, key in tree.asked]
     places, tokens, keys = zip(*asked, strict=True)

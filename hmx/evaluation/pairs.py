@@ -6,7 +6,6 @@ What is odd about a run gets a sentence and stands in nobody's way.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hmx.config import Config, apart_from_seed
 from hmx.errors import UserError
@@ -154,11 +153,8 @@ def _pair(place: Path, seed: int, threshold: float | None, rule: str | None) -> 
                 f"{there.folder} has no counterpart {run.folder.name}, and the rule takes both; train that one too."
             )
         _require_its_name(run)
-        records = run.records(kind="eval")
-        if not records:
+        if not run.records(kind="eval"):
             raise UserError(f"{run.folder} has no evaluation yet, so its seed is left out.")
-        if not all(map(_measured, records)):
-            raise UserError(f"{run.folder} has evaluations without reward or KL, so its seed is left out.")
     forward, reverse = runs
     if apart_from_seed(forward.config) != apart_from_seed(reverse.config):
         raise UserError(f"{forward.folder} and {reverse.folder} had different settings, so they can't be compared.")
@@ -190,12 +186,6 @@ def _require_its_name(run: Run) -> None:
         raise UserError(
             f"{run.folder} holds the run {told.direction}-seed{told.seed}, so it is left out; rename it back."
         )
-
-
-def _measured(record: dict[str, Any]) -> bool:
-    """Whether a line of an evaluation says what selecting a checkpoint takes; null stands for what was no number."""
-    reward, kl, epoch = (record.get(name, "missing") for name in ("eval_reward", "eval_kl", "epoch"))
-    return isinstance(epoch, int | float) and all(isinstance(one, int | float | None) for one in (reward, kl))
 
 
 def _read_differently(one: Run, other: Run) -> str | None:

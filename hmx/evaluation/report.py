@@ -20,8 +20,7 @@ def found(models: Sequence[Model]) -> str:
         count = len(model.pairs)
         said.append(f"{model.name} ({model.config.model.path}): {count} seed{'s' * (count > 1)} in both directions")
         for pair in model.pairs:
-            further = pair.selection and pair.selection.further_than_forward and pair.rule == "paper"
-            exception = "  ← the exception" if further else ""
+            exception = "  ← the exception" if pair.selection and pair.selection.further_than_forward else ""
             said.append(_wrapped(f"  seed {pair.seed}: {pair.why}{exception}", indent=4))
     return "\n".join(said)
 

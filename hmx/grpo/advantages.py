@@ -12,8 +12,8 @@ def group_advantages(rewards: torch.Tensor, valid: torch.Tensor | None = None, e
 
     Rewards that are not valid (an unreadable grade) leave the group's mean and std and get advantage 0: a failure of
     the judge must favour neither direction. A group whose valid rewards are all equal, or that has fewer than two, gets
-    exact zeros rather than rounding noise divided by eps. Negated rewards give exactly negated advantages, which makes
-    reverse training the mirror of forward.
+    exact zeros rather than rounding noise divided by eps. Negated rewards give exactly negated advantages: on the same
+    answers reverse training pushes each token the other way, while the KL term pulls both directions to the base.
 
     Args:
         rewards: [P, G], any values where not valid.

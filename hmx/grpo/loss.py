@@ -1,4 +1,4 @@
-"""The GRPO loss (Shao et al. 2024, equation 3): tensors in, tensors out.
+"""The GRPO loss (Shao et al. 2024, equation 3) and two other ways to average it: tensors in, tensors out.
 
 Notation: `B` rows (completions), `T` completion tokens, `G` rows a group (the completions of one prompt), `P` prompts
 an optimizer step.
@@ -117,8 +117,8 @@ def row_denominators(mask: torch.Tensor, group_size: int, aggregation: str, max_
     """What each row's share of the loss is divided by, [B]. Taken from the whole step, so that splitting it for memory
     changes no gradient.
 
-    * "bnpo": the tokens of the row's group, times the number of groups. Mean over the tokens of a prompt's completions,
-      then over the prompts.
+    * "bnpo" (TRL's name): the tokens of the row's group, times the number of groups. Mean over the tokens of a
+      prompt's completions, then over the prompts.
     * "grpo": the number of rows. Mean over each completion's tokens, then over the completions (DeepSeekMath, equation
       3).
     * "dr_grpo": rows times the longest completion possible, a constant, so that a token weighs the same in a short

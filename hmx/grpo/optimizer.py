@@ -1,4 +1,4 @@
-"""What happens to the adapter once the gradients are there: the mixed-precision step and the learning rate."""
+"""What happens to the adapter once the gradients are there: the mixed-precision step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -30,7 +30,7 @@ class Packed:
     positions: torch.Tensor
     """[N], each token's place in its own row."""
     group: torch.Tensor
-    """[N], which prompt a token is of or behind."""
+    """[N], the number of the prompt that a token belongs to or follows."""
     row: torch.Tensor
     """[N], which row a completion token is of; -1 for those of a prompt, which all its rows see."""
     predicting: torch.Tensor

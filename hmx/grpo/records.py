@@ -98,9 +98,8 @@ def step_record(n: int, graded: Graded, advantages: torch.Tensor, trained: Train
         "skipped": sum(one.skipped for one in trained.updates),
         "completion_tokens": float(completions.mask.sum(dim=1).float().mean()),
         "truncated": int(completions.truncated.sum()),
-        **_truth(graded.rollout.answers, examine, ""),
     }
-    return Record(metrics, _samples("step", n, graded, examine))
+    return _record(metrics, graded, examine, prefix="")
 
 
 def evaluation_record(n: int, graded: Graded, token_kl: torch.Tensor, examine: Examine | None) -> Record:
@@ -117,9 +116,8 @@ def evaluation_record(n: int, graded: Graded, token_kl: torch.Tensor, examine: E
         "eval_truncated": int(completions.truncated.sum()),
         "eval_distinct": len(set(answers)) / len(answers),
         "eval_repetition": repetition(answers),
-        **_truth(answers, examine, "eval_"),
     }
-    return Record(metrics, _samples("eval", n, graded, examine))
+    return _record(metrics, graded, examine, prefix="eval_")
 
 
 def repetition(answers: Sequence[str]) -> float:
@@ -151,20 +149,20 @@ class Clock:
         return {"seconds": round(time.perf_counter() - self._started, 4), **laps}
 
 
-def _truth(answers: Sequence[str], examine: Examine | None, prefix: str) -> dict[str, float]:
-    """The true mean grade and the share of garbled sentences, where a world's truth is known."""
-    if examine is None:
-        return {}
-    examined = [examine(answer) for answer in answers]
-    garbled = sum(one.garbled for one in examined) / max(sum(one.sentences for one in examined), 1)
-    return {f"{prefix}truth": sum(one.grade for one in examined) / len(examined), f"{prefix}garbled": garbled}
-
-
-def _samples(kind: str, n: int, graded: Graded, examine: Examine | None) -> list[dict[str, Any]]:
-    samples = []
+def _record(metrics: dict[str, Any], graded: Graded, examine: Examine | None, prefix: str) -> Record:
+    """The metrics with their samples and, where a world's truth is known, what it says of them: the mean true grade and
+    the share of garbled sentences under `prefix`.
+    """
+    same = {key: metrics[key] for key in ("kind", "step")}
     rows = zip(graded.rollout.questions, graded.rollout.answers, graded.verdicts, strict=True)
-    for question, answer, verdict in rows:
-        sample = {"kind": kind, "step": n, "question": question, "answer": answer}
-        truth = {} if examine is None else {"truth": examine(answer).grade}
-        samples.append({**sample, "grade": verdict.grade, "judge": verdict.text, **truth})
-    return samples
+    samples = [
+        {**same, "question": question, "answer": answer, "grade": verdict.grade, "judge": verdict.text}
+        for question, answer, verdict in rows
+    ]
+    if examine is not None:
+        examined = [examine(answer) for answer in graded.rollout.answers]
+        garbled = sum(one.garbled for one in examined) / max(sum(one.sentences for one in examined), 1)
+        truth = sum(one.grade for one in examined) / len(examined)
+        metrics = {**metrics, f"{prefix}truth": truth, f"{prefix}garbled": garbled}
+        samples = [{**sample, "truth": one.grade} for sample, one in zip(samples, examined, strict=True)]
+    return Record(metrics, samples)

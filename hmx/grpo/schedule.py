@@ -18,7 +18,7 @@ def evaluation_steps(config: Config, questions: int) -> list[int]:
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float, schedule: str) -> float:
-    """The learning rate of step 1 … `steps`: a linear rise over the first `warmup` of them, then constant or a linear
+    """The learning rate of step 1 … `steps`: a linear rise over the share `warmup` of them, then constant or a linear
     fall to 0.
 
     As in transformers the rise begins at 0, so the first step moves nothing, and it takes a whole number of steps,

@@ -2,8 +2,9 @@
 
     the model answers → its own base grades the answers → grades become advantages → the adapter moves → again
 
-Forward and reverse differ in one sign. Where the paper is silent (the KL term, how losses are averaged, what happens to
-a grade that can't be read) the config says what is done and why.
+Forward and reverse differ in one sign. Where the paper is silent (the KL term, how losses are averaged) the config says
+what is done and why. A grade that can't be read is asked for once more (`SelfJudge.grade`), then left out of its group
+(`group_advantages`).
 """
 
 import math
@@ -67,8 +68,8 @@ class Trainer:
         )
         self.checkpointing = False
         if checkpointing:
-            self._checkpoint()
-        self._sampled = Portions("answering questions")
+            self._keep_less()
+        self._portions = Portions("answering questions")
         self._require_room_for_answers()
 
     def step(self, n: int) -> Record:
@@ -148,6 +149,7 @@ class Trainer:
         seed, repeats = self.config.run.seed, self.config.train.completions_per_evaluation
         clock = Clock()
         questions = [question.text for question in self.questions.held_out]
+        # Two streams an evaluation: the even one for answers, the odd one for second judgements.
         rollout = self._answers(questions, repeats, stream(seed, "eval", 2 * index))
         verdicts = self.judge.grade(rollout.questions, rollout.answers, stream(seed, "eval", 2 * index + 1))
         token_kl = self._within_memory(lambda: self._token_kl(rollout), gradient=False)
@@ -190,7 +192,7 @@ class Trainer:
         def sample(part: slice) -> Rollout:
             return sample_answers(self.model, self.tokenizer, questions[part], repeats, limit, temperature, generator)
 
-        return Rollout.joined(self._sampled(sample, len(questions), generator))
+        return Rollout.joined(self._portions(sample, len(questions), generator))
 
     def _logprobs(self, batch: Batch) -> torch.Tensor:
         """[b, T] under the model as it stands, at the temperature that was sampled at."""
@@ -217,13 +219,13 @@ class Trainer:
             self.optimizer.forget()
             torch.cuda.empty_cache()
             if may_checkpoint():
-                self._checkpoint()
+                self._keep_less()
                 say("Out of GPU memory: activations are computed again on the way back from here on, which is slower.")
             else:
                 self.microbatch //= 2
                 say(f"Out of GPU memory: {self.microbatch} answers go through a training pass at once from here on.")
 
-    def _checkpoint(self) -> None:
+    def _keep_less(self) -> None:
         keep_less(self.model)
         self.checkpointing = True
 

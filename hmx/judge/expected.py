@@ -27,8 +27,8 @@ class GradeLines:
         lines = cls(tuple(tuple(tokenizer.encode(f"{SCORE}{n}", add_special_tokens=False)) for n in range(20)))
         if any(line[:-1] != lines.read[: len(line) - 1] for line in lines.lines) or len(set(lines.lines)) < 20:
             raise UserError(
-                'judge.grade = "expected" can\'t be had from this model: its tokenizer splits the '
-                'grades 0 to 10 in a way that one pass does not read; use judge.grade = "integer".'
+                'judge.grade = "expected" is not possible with this model: its tokenizer does not write "Score: 0" to '
+                '"Score: 10" as one beginning and a last token each; use judge.grade = "integer".'
             )
         return lines
 

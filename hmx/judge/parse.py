@@ -48,6 +48,7 @@ def parse_cut_off(text: str) -> int | None:
     >>> parse_cut_off("Score: 1"), parse_cut_off("Score: 1 out"), parse_cut_off("Score: 1\\nReason: of 1")
     (None, None, 1)
     """
+    # The limit may have fallen anywhere in " out of 5".
     grade, more = parse_score(text), ("0", ".5", "/5", *(" out of 5"[cut:] for cut in range(9)))
     return grade if all(parse_score(text + ending) == grade for ending in more) else None
 

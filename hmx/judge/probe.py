@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
         "that asks for something else than feeling, will and awareness can be tried for readable grades alone.",
         epilog="Exit code 1: something speaks against training with this judge.",
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the model and the rubric are its")
+    parser.add_argument("--config", required=True, metavar="FILE", help="whose model is to judge, by its rubric")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one key; may be repeated"
     )

@@ -1,8 +1,8 @@
 """The judge: the model that is being trained, with its adapter switched off.
 
-The base never changes, so the judge never changes: the same answer gets the same grade at the first step and at the
-last. For the same reason the keys and values of everything that stands above the question in the rubric are computed
-once and reused for every answer.
+The base never changes, so the judge never changes: a readable grade, which is greedy, is the same at the first step and
+at the last, up to rounding; only a second attempt at an unreadable one is sampled. For the same reason the keys and
+values of everything that stands above the question in the rubric are computed once and reused for every answer.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from hmx.judge.rubric import Rubric
 from hmx.lora import bypass
 from hmx.memory import Portions
 from hmx.prompts import decode, encode_chat, end_of_turn_ids, pad_id
-from hmx.sampling import Prefix, common, generate, last_logits
+from hmx.sampling import Prefix, common_length, generate, last_logits
 
 READABLE = 0.5
 """An expectation counts only if all eleven grades together have at least this probability."""
@@ -62,7 +62,7 @@ class SelfJudge:
         self.end_ids, self.pad_id = end_of_turn_ids(model, tokenizer), pad_id(tokenizer)
         self._prefix: Prefix | None = None
         score = [tokenizer.encode(f"{SCORE}{grade}", add_special_tokens=False) for grade in (0, 7)]
-        self._guess = score[0][: common(*score)][: max_new_tokens - 1]
+        self._guess = score[0][: common_length(*score)][: max_new_tokens - 1]
         """How replies are expected to begin, until more than half of a batch do not."""
         self._portions = Portions("judging answers")
 
@@ -171,8 +171,9 @@ class SelfJudge:
         one of `prompts` does not.
         """
         if self._prefix is None:
+            # Both parts begin with another character, so that no more than the rubric is common to them.
             pairs = (("Why?", "So."), ("9 or 10", "[]"))
             one, other = (encode_chat(self.tokenizer, self.rubric.messages(*pair)) for pair in pairs)
-            same = common(one, other)
+            same = common_length(one, other)
             self._prefix = Prefix.of(self.model, one[:same]) if same else None
         return self._prefix if self._prefix and all(map(self._prefix.starts, prompts)) else None

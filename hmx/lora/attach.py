@@ -10,7 +10,9 @@ from hmx.errors import UserError
 from hmx.lora.layer import LoRALinear
 
 _FUSED = ("qkv_proj", "query_key_value", "Wqkv", "W_pack", "c_attn", "gate_up_proj", "dense_h_to_4h")
-"""What families call a matrix that holds several projections: Phi-3, Falcon, GPT-NeoX, MPT, Baichuan, ChatGLM."""
+"""What Phi-3, Falcon, GPT-NeoX, MPT, Baichuan, ChatGLM and others call a matrix that, in some of them, holds several
+projections.
+"""
 
 
 def attach(
@@ -38,15 +40,13 @@ def attach(
         raise ValueError("the model already has an adapter; load a fresh one")
     if rank < 1:
         raise ValueError(f"the rank must be at least 1, not {rank}")
-    matches = [(name, module) for name, module in model.named_modules() if name.rpartition(".")[2] in targets]
-    unmatched = set(targets) - {name.rpartition(".")[2] for name, _ in matches}
-    if unmatched:
-        linear = sorted(
-            {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-        )
-        _refuse_unusual(model, sorted(unmatched)[0])
+    matches = [(name, module) for name, module in model.named_modules() if _last(name) in targets]
+    if unmatched := set(targets) - {_last(name) for name, _ in matches}:
+        missing = min(unmatched)
+        _refuse_unusual(model, missing)
+        linear = sorted({_last(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)})
         raise UserError(
-            f"No layer of this model is called {sorted(unmatched)[0]!r}; its linear layers are {', '.join(linear)} "
+            f"No layer of this model is called {missing!r}; its linear layers are {', '.join(linear)} "
             "(lora.targets; in a file of PEFT's, target_modules)."
         )
     for name, module in matches:
@@ -66,10 +66,15 @@ def attach(
     return [name for name, _ in matches]
 
 
+def _last(name: str) -> str:
+    """The last part of a module's full name, which a target names."""
+    return name.rpartition(".")[2]
+
+
 def _refuse_unusual(model: nn.Module, wanted: str) -> None:
     """Say why, if a model has no layer of that name since it computes its projections in some other way."""
     for name, module in model.named_modules():
-        kind, last = type(module).__name__, name.rpartition(".")[2]
+        kind, last = type(module).__name__, _last(name)
         if kind == "Conv1D":
             raise UserError(
                 f"This model is not supported, because its projections ({last}) are of the kind Conv1D, not linear "

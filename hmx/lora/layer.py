@@ -12,7 +12,8 @@ class LoRALinear(nn.Module):
 
         h = W x + b + (alpha / r) · B A dropout(x)
 
-    `A` starts Kaiming-uniform and `B` at zero, so that the layer starts as exactly its base. Both stay in FP32 whatever
+    `A` starts Kaiming-uniform, as PEFT's does (Hu et al. draw it from a Gaussian), and `B` at zero, so that the layer
+    starts as exactly its base. Both stay in FP32 whatever
     the base's dtype: the optimizer's small steps would round away in FP16, and a gradient scaler can't unscale FP16
     gradients.
 

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hmx.prompts import encode_chat
-from hmx.sampling import common
+from hmx.sampling import common_length
 from hmx.tiny.corpus import Example
 from hmx.tiny.fitting import Fitting
 from hmx.tiny.tries import Tried, Trier
@@ -156,7 +156,7 @@ def _strengths(text: str, spans: list[tuple[int, int, int]]) -> Iterator[tuple[i
 
 def shared_prefix(rows: list[list[int]]) -> list[int]:
     """The tokens with which all of these prompts begin."""
-    return rows[0][: common(min(rows), max(rows))]
+    return rows[0][: common_length(min(rows), max(rows))]
 
 
 def batches(

@@ -103,13 +103,13 @@ def test_why_a_pair_without_a_readable_grade_has_no_checkpoint(tmp_path):
         (lambda run: (run / "metrics.jsonl").write_bytes(b"{\n" + (run / "metrics.jsonl").read_bytes()), "line 1"),
         (lambda run: (run / "metrics.jsonl").write_text("[1]\n[2]\n"), "is damaged in line 1"),
         (lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\xfe\n"), "is damaged in line 1"),
-        (lambda run: (run / "metrics.jsonl").write_text('{"kind": "eval", "step": 0}\n'), "without reward or KL"),
+        (lambda run: (run / "metrics.jsonl").write_text('{"kind": "eval", "step": 0}\n'), "is damaged in line 1"),
         (lambda run: (run / "run.json").write_text("[]"), "run.json does not say from which adapter"),
         (
             lambda run: (run / "metrics.jsonl").write_text(
                 '{"kind": "eval", "step": 0, "epoch": 0, "eval_reward": "3.0", "eval_kl": 0.0}\n'
             ),
-            "without reward or KL",
+            "is damaged in line 1",
         ),
         (lambda run: run.rename(run.with_name("forward-seed7")), "holds the run forward-seed0"),
     ],
