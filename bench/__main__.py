@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 import os
 import shlex
 import signal
@@ -11,7 +12,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.common import RESULTS, require_device, table
+import torch
+
+from bench.common import RESULTS, cpu, require_device, table
 from hmx.config import PROJECT
 from hmx.errors import UserError, command
 
@@ -38,9 +41,11 @@ SETS = {
         "generate --model qwen3-0.6b --tokens 128 --batches 1 8 40 --rounds 3 --warmup 1",
         "generate --model qwen3-0.6b --tokens 128 --batches 1 8 40 --rounds 3 --warmup 1 --compile",
         "generate --model qwen3-8b --tokens 64 --batches 8 --rounds 2 --warmup 1",
+        "generate --model qwen3-0.6b --tokens 128 --batches 8 --rounds 3 --warmup 1 --adapter",
         "memory --model qwen3-8b --cap 24 --warmup 0",
         "memory --model llama-3.2-3b --cap 16 --warmup 0 --no-evaluation",
         "memory --model gemma-2-2b --cap 16 --warmup 0 --no-evaluation",
+        "memory --model qwen3-4b --cap 16 --warmup 0 --no-evaluation",
         "judge --model qwen3-0.6b --rounds 3 --warmup 1",
         "train --model qwen3-0.6b --lengths 128 1024 --rounds 2 --warmup 1",
         "study --model qwen3-0.6b --rounds 1 --warmup 1",
@@ -98,6 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(f"python -m bench.{one} --device {given.device}" for one in chosen))
         return 0
     require_device(given.device)
+    _require_same_machine(given.results, given.device)
     start = time.perf_counter()
     outcomes = []
     for one in chosen:
@@ -108,6 +114,18 @@ def main(arguments: list[str] | None = None) -> int:
     took = [[one.command, "–" if one.seconds is None else f"{one.seconds:.0f}", one.said] for one in outcomes]
     print("\n" + table(["command", "seconds", ""], [*took, ["all", f"{time.perf_counter() - start:.0f}", ""]]))
     return 1 if any(one.said.startswith("failed") for one in outcomes) else 0
+
+
+def _require_same_machine(results: Path, device: str) -> None:
+    """Raise `UserError` if the folder holds results of this kind of device that another processor or GPU gave."""
+    part, here = ("gpu", torch.cuda.get_device_name) if device == "cuda" else ("cpu", cpu)
+    for path in sorted(results.glob(f"*-{device}-*.json")):
+        there = json.loads(path.read_text(encoding="utf-8"))["machine"][part]
+        if there != here():
+            raise UserError(
+                f"{path.name} in {results} was measured on another machine ({there}, and this is {here()}); keep those "
+                "of this one in another folder, by --results."
+            )
 
 
 def carry_out(command: str, device: str, results: Path, end: float | None = None) -> Outcome:

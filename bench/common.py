@@ -1,6 +1,7 @@
 """What all benchmarks share: options, interleaved timing, the table, and the JSON with the machine it ran on."""
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -166,10 +167,10 @@ class Ratio:
     def of(cls, theirs: Sequence[float], ours: Sequence[float]) -> "Ratio":
         """
         >>> Ratio.of([4.0, 9.0, 8.0], [2.0, 3.0, 2.0])
-        Ratio(of_medians=4.0, quartiles=(2.0, 4.0))
+        Ratio(of_medians=4.0, quartiles=(2.5, 3.5))
         """
         each = [a / b for a, b in zip(theirs, ours, strict=True)]
-        low, _, high = quantiles(each, n=4) if len(each) > 1 else each * 3
+        low, _, high = quantiles(each, n=4, method="inclusive") if len(each) > 1 else each * 3
         return cls(median(theirs) / median(ours), (low, high))
 
     def __str__(self) -> str:
@@ -234,7 +235,7 @@ def keep(name: str, given: argparse.Namespace, measured: dict, variant: str = ""
 def machine(name: str, device: str) -> dict:
     """Everything without which a measured second means nothing."""
     facts = {
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
@@ -249,7 +250,7 @@ def machine(name: str, device: str) -> dict:
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         facts |= {"gpu": properties.name, "gpu_bytes": properties.total_memory, "cuda": torch.version.cuda}
-        facts["decode_steps_recorded"] = graphs.enabled  # False if some recording failed
+        facts["recordings_of_decode_steps"] = {"possible": graphs.enabled, **graphs.recordings}
     return facts
 
 
@@ -270,13 +271,16 @@ def _asked(arguments: Sequence[str]) -> list[str]:
     return taker.parse_known_args(arguments)[1]
 
 
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+def cpu() -> str:
+    """Its name, for x86 with family and model, which tell one generation from another, and what PyTorch uses of it."""
+    known = {}
+    with contextlib.suppress(OSError):  # not Linux
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            known.setdefault(key.strip(), value.strip())
+    name = known.get("model name") or platform.processor() or platform.machine()
+    kind = f"family {known['cpu family']}, model {known['model']}, " if "cpu family" in known else ""
+    return f"{name} ({kind}{torch.backends.cpu.get_cpu_capability()})"
 
 
 def _version(package: str) -> str | None:

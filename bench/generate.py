@@ -7,12 +7,16 @@ import torch
 
 from bench.common import Ratio, Summary, Timer, interleave, keep, parser, prepare, run, table
 from bench.models import Loaded, load, settings
+from bench.ours import attach_fresh
 from bench.theirs import left_padded
 from hmx.config import resolve
 from hmx.errors import UserError
 from hmx.prompts import encode_question, pad_id
 from hmx.questions import Questions
 from hmx.sampling import generate
+
+_BEGINNING = 8
+"""Tokens of which a GPU's first steps are a part, and the recording of one."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -23,8 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
         "interview to each row. Ours is hmx.sampling.generate, theirs model.generate of transformers with the same "
         "prompts, in turns. Tokens a second count all rows, and the time includes reading the prompts.",
         rounds=5,
-        epilog="The share of the limit is that of the decode steps alone: the fastest a step can be is the time to "
-        "read all weights and the keys and values once, at the speed at which this device copies memory.",
+        epilog="The share of the limit is that of the decode steps alone, from the "
+        f"{_BEGINNING}th token on, by when a GPU has recorded one: the fastest a step can be is the time to read all "
+        "weights and the keys and values once, at the speed at which this device copies memory.",
     )
     options.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16, 40], metavar="B", help="rows at once")
     options.add_argument("--tokens", type=int, default=64, metavar="N", help="of each answer (default: 64)")
@@ -40,13 +45,22 @@ def main(arguments: list[str] | None = None) -> None:
         action="store_true",
         help="print the share of the memory's bandwidth that decoding reaches, on a CPU too",
     )
+    options.add_argument(
+        "--adapter", action="store_true", help="with an adapter, as in training; on a CPU ours adds it to the weights"
+    )
     given = options.parse_args(arguments)
     prepare(given)
     if min(*given.batches, given.tokens - 1) < 1:
         raise UserError("--batches must be at least 1 and --tokens at least 2.")
     given.bandwidth = given.bandwidth or given.device == "cuda"
+    if given.bandwidth and given.tokens <= _BEGINNING:
+        raise UserError(f"For the share of the bandwidth --tokens must be at least {_BEGINNING + 1}.")
 
-    loaded, timer = load(given.model, given.device, given.precision), Timer(given.device, given.clock)
+    timer = Timer(given.device, given.clock)
+    loaded, other = (load(given.model, given.device, given.precision) for _ in range(2))  # ours moves weights about
+    if given.adapter:
+        for one in (loaded, other):
+            attach_fresh(one, settings(given.model, given.device, given.precision))
     speed = copy_bandwidth(given.device, timer) if given.bandwidth else None
     rows, measured = [], []
     for batch in given.batches:
@@ -54,27 +68,27 @@ def main(arguments: list[str] | None = None) -> None:
         seconds = interleave(
             {
                 "ours": ours(loaded, prompts, given.tokens),
-                "transformers": theirs(loaded, prompts, given.tokens, given.cache),
-                **({"first": ours(loaded, prompts, 1)} if given.bandwidth else {}),
+                "transformers": theirs(other, prompts, given.tokens, given.cache),
+                **({"beginning": ours(loaded, prompts, _BEGINNING)} if given.bandwidth else {}),
             },
             given.rounds,
             given.warmup,
             timer,
         )
-        mine, other = (Summary.of(seconds[side]) for side in ("ours", "transformers"))
+        mine, generates = (Summary.of(seconds[side]) for side in ("ours", "transformers"))
         ratio = Ratio.of(seconds["transformers"], seconds["ours"])
         result = {
             "batch": batch,
             "tokens": batch * given.tokens,
             "ours_tokens_per_second": batch * given.tokens / mine.median,
-            "transformers_tokens_per_second": batch * given.tokens / other.median,
+            "transformers_tokens_per_second": batch * given.tokens / generates.median,
             "ratio": ratio,
             "seconds": {name: Summary.of(values) for name, values in seconds.items()},
         }
-        row = [batch, *(f"{batch * given.tokens / one.median:.0f}" for one in (mine, other)), ratio]
+        row = [batch, *(f"{batch * given.tokens / one.median:.0f}" for one in (mine, generates)), ratio]
         if given.bandwidth:
-            step = (mine.median - Summary.of(seconds["first"]).median) / (given.tokens - 1)
-            length = max(map(len, prompts)) + given.tokens / 2  # of the cache, on average over the steps
+            step = (mine.median - Summary.of(seconds["beginning"]).median) / (given.tokens - _BEGINNING)
+            length = max(map(len, prompts)) + (_BEGINNING + given.tokens) / 2  # of the cache, on average over the steps
             least = step_bytes(loaded.model, batch, length) / speed
             result |= {"decode_step_seconds": step, "limit_seconds": least, "share_of_limit": least / step}
             row += [f"{1000 * step:.2f}", f"{1000 * least:.2f}", f"{least / step:.0%}"]
@@ -88,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
         "generate",
         given,
         {"rows": measured, "copy_bytes_per_second": speed},
-        f"{given.tokens}tok" + ("-static" if given.cache == "static" else ""),
+        f"{given.tokens}tok" + "-static" * (given.cache == "static") + "-adapter" * given.adapter,
     )
 
 

@@ -33,13 +33,14 @@ def main(arguments: list[str] | None = None) -> None:
     if min(*given.answers, given.tokens) < 1:
         raise UserError("--answers and --tokens must be at least 1.")
 
-    loaded, timer = load(given.model, given.device, given.precision), Timer(given.device, given.clock)
+    timer = Timer(given.device, given.clock)
+    loaded, other = (load(given.model, given.device, given.precision) for _ in range(2))  # ours moves weights about
     config = settings(given.model, given.device, given.precision)
     rubric, tokenizer = Rubric.load(resolve(config.judge.prompt_file)), loaded.tokenizer
     whole, line = (REPLY_TOKENS, SCORE_TOKENS) if loaded.random else (config.judge.max_new_tokens,) * 2
     judge = SelfJudge(loaded.model, tokenizer, rubric, line, config.judge.stop_after_score)
-    plain = PlainJudge(loaded, rubric, whole, stop_at_line_end=False)
-    stopped = PlainJudge(loaded, rubric, line, stop_at_line_end=True)
+    plain = PlainJudge(other, rubric, whole, stop_at_line_end=False)
+    stopped = PlainJudge(other, rubric, line, stop_at_line_end=True)
 
     train = Questions.load(resolve(config.data.questions)).train
     rows, measured = [], []
@@ -60,10 +61,10 @@ def main(arguments: list[str] | None = None) -> None:
             grades["ours"] = [verdict.grade for verdict in judge.grade(asked, answers)]
 
         def to_the_end(asked=asked, answers=answers, grades=grades) -> None:
-            grades["whole reply"] = plain.grade(loaded.model, asked, answers)
+            grades["whole reply"] = plain.grade(other.model, asked, answers)
 
         def to_the_line(asked=asked, answers=answers, grades=grades) -> None:
-            grades["score line"] = stopped.grade(loaded.model, asked, answers)
+            grades["score line"] = stopped.grade(other.model, asked, answers)
 
         contenders = {"ours": ours, "whole reply": to_the_end, "score line": to_the_line}
         seconds = interleave(contenders, given.rounds, given.warmup, timer)

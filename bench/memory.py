@@ -9,6 +9,7 @@ from bench.common import Timer, keep, parser, prepare, run, table
 from bench.models import SCORE_TOKENS, load, settings
 from bench.ours import Laps, our_step, our_trainer
 from hmx.errors import UserError
+from hmx.memory import Portions
 from hmx.plan import estimate, gib
 
 
@@ -21,9 +22,10 @@ def main(arguments: list[str] | None = None) -> None:
         "fit, if need be with the fallbacks of a real run; and the peak of the steps when they are run once more, "
         "beside the estimate of train.py --dry-run for them.",
         rounds=1,
-        epilog="For example: --device cuda --model qwen3-8b --cap 24, or --model gemma-2-2b --cap 16. The cap includes "
-        "what CUDA takes outside of PyTorch's allocator at the start; the last column is what it all came to. Only a "
-        "GPU can be capped.",
+        epilog="For example: --device cuda --model qwen3-8b --cap 24, or --model gemma-2-2b --cap 16; cards of that "
+        "name often have a little less, about 22.5 and 15. The cap includes what CUDA takes outside of PyTorch's "
+        "allocator at the start; the last column is what it all came to, and what has become more than the cap does "
+        "not fit. Only a GPU can be capped.",
     )
     options.add_argument("--cap", type=float, required=True, metavar="GIB", help="memory of the card that is stood for")
     options.add_argument("--length", type=int, default=1024, metavar="N", help="of every answer (default: 1024)")
@@ -33,8 +35,14 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError("This needs a GPU and --device cuda: a CPU's memory has no cap to set.")
     prepare(given)
     result = measure(given)
-    print(f"Gradient checkpointing {'on' if result['checkpointing'] else 'off'}.")
+    print(
+        f"Gradient checkpointing {'on' if result['checkpointing'] else 'off'}; at once at most "
+        f"{result['trained_at_once']} answers in a training pass, {result['sampled_at_once'] or 'all'} questions, "
+        f"{result['judged_at_once'] or 'all'} gradings."
+    )
     bytes_of = (result["peak"], result["estimate"], result["reserved"] + result["outside"])
+    if bytes_of[-1] > given.cap * 2**30:
+        result["step"] += ", more than the cap"
     row = [*(result[part] or "–" for part in ("step", "evaluation")), *map(gib, bytes_of)]
     head = [
         f"{given.model}, answers of {given.length}",
@@ -45,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         "with CUDA's own",
     ]
     print(table(head, [[f"within {given.cap:g} GiB", *row]]))
-    keep("memory", given, result)
+    keep("memory", given, result, f"{given.cap:g}gib-{given.length}tok")
 
 
 def measure(given) -> dict:
@@ -78,11 +86,19 @@ def measure(given) -> dict:
         "step": step,
         "evaluation": evaluation,
         "checkpointing": trainer.checkpointing,
+        "trained_at_once": trainer.microbatch,
+        "sampled_at_once": _limit(trainer.portions),
+        "judged_at_once": _limit(trainer.judge.judge.portions),
         "outside": _outside(),  # more than at the start, where the cap was set: kernels are loaded when first used
         "peak": torch.cuda.max_memory_allocated(),
         "reserved": torch.cuda.max_memory_reserved(),
         "estimate": estimate(config, 32, given.length).total(trainer.checkpointing),
     }
+
+
+def _limit(portions: Portions) -> int | None:
+    """How many rows are computed together at most, where the memory did not suffice for all."""
+    return None if portions.at_once == sys.maxsize else portions.at_once
 
 
 def _outside() -> int:

@@ -23,19 +23,28 @@ class StepSeconds:
     """Until the answers are there as texts."""
     judging: float
     training: float
-    """Everything after the grades: reference, policy, backward, optimizer, and what is written down."""
+    """All else: reference, policy, backward, optimizer, and what is written down."""
     tokens: int
     """Sampled in all answers."""
 
 
 class Laps:
-    """The clock of one side. A step is divided at the judge: before it comes the rollout, after it the training."""
+    """The clock of one side. A step is divided at the judge: before it comes the rollout, after it the training, of
+    which some may come early.
+    """
 
     def __init__(self, timer: Timer):
         self._timer = timer
 
     def begin(self) -> None:
-        self._start = self._timer.now()
+        self._start, self._early = self._timer.now(), 0.0
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """What belongs to the training though it is done before the answers are judged."""
+        start = self._timer.now()
+        yield
+        self._early += self._timer.now() - start
 
     @contextmanager
     def judging(self) -> Iterator[None]:
@@ -46,7 +55,11 @@ class Laps:
     def end(self, tokens: int) -> StepSeconds:
         end = self._timer.now()
         return StepSeconds(
-            end - self._start, self._judge - self._start, self._judged - self._judge, end - self._judged, tokens
+            total=end - self._start,
+            rollout=self._judge - self._start - self._early,
+            judging=self._judged - self._judge,
+            training=end - self._judged + self._early,
+            tokens=tokens,
         )
 
 
@@ -89,8 +102,8 @@ def our_trainer(config: Config, loaded: Loaded, laps: Laps, fixed: bool, kind: t
         fixed: answers go on to their limit, whatever tokens they hold; the judge's replies end as ever.
         kind: the class to make, for a part of the step alone.
     """
-    model, lora = loaded.model, config.lora
-    attach(model, lora.rank, lora.alpha, lora.targets, lora.dropout, stream(config.run.seed, "init"))
+    model = loaded.model
+    attach_fresh(loaded, config)
     rubric = Rubric.load(resolve(config.judge.prompt_file))
     judge = SelfJudge.of(config.judge, rubric, model, loaded.tokenizer)
     if fixed:
@@ -98,6 +111,12 @@ def our_trainer(config: Config, loaded: Loaded, laps: Laps, fixed: bool, kind: t
     questions = Questions.load(resolve(config.data.questions))
     timed, checkpointing = TimedJudge(judge, laps, loaded.random), config.train.gradient_checkpointing == "on"
     return kind(config, model, loaded.tokenizer, timed, questions, checkpointing=checkpointing)
+
+
+def attach_fresh(loaded: Loaded, config: Config) -> None:
+    """Give the model the adapter that a run of `config` begins with."""
+    lora = config.lora
+    attach(loaded.model, lora.rank, lora.alpha, lora.targets, lora.dropout, stream(config.run.seed, "init"))
 
 
 def our_step(trainer: Trainer, laps: Laps, n: int) -> StepSeconds:

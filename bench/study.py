@@ -18,6 +18,8 @@ _CHOICES, _CONTEXT_TOKENS, _CHOICE_TOKENS = 12, 70, 6
 """As in BBQ."""
 _LONG, _USUAL = 1000, 200
 """Tokens of the prompts that are read, and of those behind which replies are written."""
+_MOST = 256
+"""Replies and contexts of a sample."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,13 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument(
         "--replies",
         type=int,
-        default=40,
         metavar="N",
-        help="how many replies are written, and contexts of choices scored, side by side (default: 40)",
+        help="how many replies are written, and contexts of choices scored, side by side (default: as many as an "
+        f"evaluation of this model would, at most {_MOST})",
     )
     given = options.parse_args(arguments)
     prepare(given)
-    if given.length < 2 or given.replies < 1:
+    if given.length < 2 or given.replies is not None and given.replies < 1:
         raise UserError("--length must be at least 2 and --replies at least 1.")
 
     overrides = step_overrides(given.model != "tiny", given.length, checkpointing=False)
@@ -85,7 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     step = seconds(lambda: trainer.step(1))
     evaluation = seconds(lambda: trainer.evaluate(0, 0))
-    rates = measure(Subject.on_card(loaded.model, loaded.tokenizer), given.length, given.replies, seconds)
+    subject = Subject.on_card(loaded.model, loaded.tokenizer)
+    given.replies = given.replies or max(1, min(_MOST, subject.tokens_at_once // (_USUAL + given.length)))
+    rates = measure(subject, given.length, given.replies, seconds)
 
     runs = len(config.study.seeds) * len(config.study.directions)
     evaluations = len(evaluation_steps(config, len(trainer.questions.train)))

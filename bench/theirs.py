@@ -216,7 +216,20 @@ def their_trainer(
         callbacks=[EachStep(laps, reward, between)],
     )
     reward.trainer = trainer
+    trainer._get_per_token_logps_and_entropies = _timed(trainer._get_per_token_logps_and_entropies, laps)
     trainer.remove_callback(PrinterCallback)
     if fixed:
         trainer.eos_token_ids = [loaded.never]  # by which it cuts what generate returned
     return trainer
+
+
+def _timed(logprobs: Callable, laps: Laps) -> Callable:
+    """TRL's log-probabilities; those of the reference, which it computes before it asks for rewards, on the clock of
+    the training.
+    """
+
+    def timed(*arguments, **options):
+        with nullcontext() if torch.is_grad_enabled() else laps.training():
+            return logprobs(*arguments, **options)
+
+    return timed

@@ -14,6 +14,7 @@ Without a GPU the same steps run unrecorded, which is how the tests hold them ag
 
 import contextlib
 import functools
+from collections import Counter
 
 import torch
 
@@ -28,6 +29,9 @@ RECORD_AFTER = 3
 
 enabled = True
 """Benchmarks switch this off, and so does a recording that fails."""
+
+recordings: Counter[str] = Counter()
+"""How many steps were recorded so far, and how many recordings had too little memory; benchmarks write it down."""
 
 fused = False
 """Whether what is between the matrix products of a step is compiled; set by `fuse`."""
@@ -136,19 +140,23 @@ class StaticDecoding(Decoding):
         if not (enabled and self.decoder.device.type == "cuda"):
             return
         length = self.cache.length
-        try:
+        for _ in range(2):
             try:
                 self.graph, self.recorded = self._capture()
-            except torch.OutOfMemoryError:  # of a graph's own memory, which is none that the allocator kept
+                recordings["made"] += 1
+                break
+            except torch.OutOfMemoryError:  # of a graph's own memory; there may be room for another shape's
+                recordings["without memory"] += 1
+            except RuntimeError as error:
+                enabled = False
+                reason = str(error).splitlines()[0]
+                say(f"This GPU does not record decode steps ({reason}); they run one by one, slower.")
+                break
+            finally:
                 self.cache.length = length
-                torch.cuda.empty_cache()
-                self.graph, self.recorded = self._capture()
-        except torch.OutOfMemoryError:  # there may be room for another shape's
-            pass
-        except RuntimeError as error:
-            enabled = False
-            say(f"This GPU does not record decode steps ({str(error).splitlines()[0]}); they run one by one, slower.")
-        self.cache.length = length
+            # A graph's memory is none that the allocator keeps for others. Not in the handler: the exception holds on
+            # to what the recording that failed had got.
+            torch.cuda.empty_cache()
 
     def _capture(self) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         """A graph of one step, and where it puts its logits. Recording runs nothing, so the buffers stay as the last

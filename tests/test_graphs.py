@@ -1,5 +1,7 @@
 """Steps of one shape against those that grow; on a GPU also recorded against unrecorded."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -123,12 +125,14 @@ def test_what_can_not_be_recorded_runs_step_by_step(error, goes_on, monkeypatch,
         raise error
 
     monkeypatch.setattr(graphs, "enabled", True)
+    monkeypatch.setattr(graphs, "recordings", Counter())
     monkeypatch.setattr(StaticDecoding, "_capture", capture)
     growing, static = both("gemma2")
     static.decoder.device = torch.device("cuda")
     for token in tokens(14, 3):
         torch.testing.assert_close(static.step(token), growing.step(token), **TOLERANCE)
     assert tried == ([15, 15, 19, 19] if goes_on else [15]) and graphs.enabled == goes_on
+    assert graphs.recordings == ({"without memory": 4} if goes_on else {})
     assert ("does not record decode steps (no)" in capsys.readouterr().err) != goes_on
 
 

@@ -69,7 +69,7 @@ class Trainer:
         self.checkpointing = False
         if checkpointing:
             self._keep_less()
-        self._portions = Portions("answering questions")
+        self.portions = Portions("answering questions")
         self._require_room_for_answers()
 
     def step(self, n: int) -> Record:
@@ -192,7 +192,7 @@ class Trainer:
         def sample(part: slice) -> Rollout:
             return sample_answers(self.model, self.tokenizer, questions[part], repeats, limit, temperature, generator)
 
-        return Rollout.joined(self._portions(sample, len(questions), generator))
+        return Rollout.joined(self.portions(sample, len(questions), generator))
 
     def _logprobs(self, batch: Batch) -> torch.Tensor:
         """[b, T] under the model as it stands, at the temperature that was sampled at."""

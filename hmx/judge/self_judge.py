@@ -64,7 +64,7 @@ class SelfJudge:
         score = [tokenizer.encode(f"{SCORE}{grade}", add_special_tokens=False) for grade in (0, 7)]
         self._guess = score[0][: common_length(*score)][: max_new_tokens - 1]
         """How replies are expected to begin, until more than half of a batch do not."""
-        self._portions = Portions("judging answers")
+        self.portions = Portions("judging answers")
 
     @classmethod
     def of(cls, settings: JudgeConfig, rubric: Rubric, model, tokenizer) -> "SelfJudge":
@@ -92,7 +92,7 @@ class SelfJudge:
         def judge(rows: slice) -> list[Verdict]:
             return self._expectations(prompts[rows]) if self.lines else self._verdicts(prompts[rows], generator)
 
-        return [verdict for part in self._portions(judge, len(prompts), generator) for verdict in part]
+        return [verdict for part in self.portions(judge, len(prompts), generator) for verdict in part]
 
     def _verdicts(self, prompts: list[list[int]], generator: torch.Generator | None) -> list[Verdict]:
         verdicts = [Verdict(*reply) for reply in self._reply(prompts, temperature=0.0)]

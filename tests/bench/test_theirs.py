@@ -11,6 +11,7 @@ from bench.ours import Laps, StepSeconds, our_trainer, step_overrides
 from hmx.judge import Rubric, SelfJudge
 from hmx.lora import adapter_parameters, adapters
 from hmx.prompts import encode_question
+from tests.bench.test_common import ScriptedTimer
 
 QUESTIONS = ["Do you like music?", "Are you afraid of the dark?"]
 MANY = [*QUESTIONS, *(f"What about {what}?" for what in ("rain", "snow", "sleep", "home", "work", "time"))]
@@ -115,6 +116,26 @@ def test_a_step_of_both_in_turns(tmp_path, capsys):
             kept["seconds"]["trl"][part] / kept["seconds"]["ours"][part]
         )
     assert "A step of TRL + PEFT takes" in capsys.readouterr().out
+
+
+def test_the_reference_counts_as_training_though_it_comes_before_the_rewards(trl):
+    """TRL computes it without gradients, by the same method as the policy."""
+    timer = ScriptedTimer()
+
+    def logprobs(gradient):
+        timer.time += 2
+
+    laps = Laps(timer)
+    timed = theirs._timed(logprobs, laps)
+    laps.begin()
+    with torch.no_grad():
+        timed("reference")
+    with laps.judging():
+        pass
+    timed("policy")
+    step = laps.end(tokens=1)
+    assert (step.rollout, step.training) == (0, 4)
+    assert trl._get_per_token_logps_and_entropies.__qualname__ == timed.__qualname__
 
 
 def test_steps_of_unequal_work_are_not_compared(config):
