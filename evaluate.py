@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,7 +77,10 @@ def main(arguments: list[str] | None = None) -> int:
         told = [*odd, *campaign.problems, *(each for many in lacking.values() for each in many)]
         _list("Left out", told)
         quiet = given.plain or not sys.stderr.isatty()
+        begun, before = time.monotonic(), len(campaign.results)
         campaign = work.carry_out(campaign, lacking, given.limit, quiet)
+        if more := len(campaign.results) - before:
+            print(f"{more} results more in {time.monotonic() - begun:.0f} s.\n", flush=True)
     report, unreadable = write_report(campaign, models, given.limit, Path(given.runs), given.out)
     print(report)
     _list("To know", work.remarks(campaign))

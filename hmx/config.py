@@ -171,8 +171,8 @@ class TrainConfig:
     stop_after_threshold: int = key(0, least=0)
     """End a forward run this many evaluations after its reward passed selection.threshold; 0 never."""
     gradient_checkpointing: str = key("auto", choices=("auto", "on", "off"))
-    """Compute each layer's activations again on the way back: less memory, about a third more time in the training
-    pass. auto does so if the estimate says that the GPU's memory does not suffice otherwise, or once it did not.
+    """Compute each layer's activations again on the way back: less memory, for one forward pass more. auto does so if
+    the estimate says that the GPU's memory does not suffice otherwise, or once it did not.
     """
     world: str = key("", choices=("", "tiny"))
     """"tiny": the embedded model's world, whose truth is known, grades the answers of every step and evaluation too,

@@ -25,7 +25,7 @@ from hmx.errors import UserError
 from hmx.memory import say
 
 RECORD_AFTER = 3
-"""Steps of a shape before one is recorded: recording costs about as much as two, and a judge's reply is short."""
+"""Steps of a shape before one is recorded: recording takes time too, and a judge's reply is short."""
 
 enabled = True
 """Benchmarks switch this off, and so does a recording that fails."""

@@ -77,6 +77,7 @@ def carry_out(runs: Sequence[Planned], plain: bool = False, train: Train = train
             as a second terminal would.
     """
     print(table(runs))
+    begun = time.monotonic()
     spawn = multiprocessing.get_context("spawn")
     to_do = sum(not one.run.finished for one in runs)
     helpers = [spawn.Process(target=_help, args=(runs, n), daemon=True) for n in range(min(at_once, to_do) - 1)]
@@ -96,7 +97,7 @@ def carry_out(runs: Sequence[Planned], plain: bool = False, train: Train = train
                     helper.terminate()  # which it takes as a request to save and stop
                     helper.join()
     if to_do:
-        print(f"\n{table(runs)}")
+        print(f"\n{table(runs)}\nThis took {time.monotonic() - begun:.0f} s.")
     print(f"\n{selections(runs)}")
     return all(one.run.finished for one in runs)
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 
 import pytest
@@ -49,6 +50,7 @@ def test_a_study_trains_all_of_them_and_the_second_time_none(tmp_path, capsys):
     assert trained == names(runs)
     said = capsys.readouterr().out
     assert said.count("finished") >= 4 and "seed 3: " in said and "seed 5: " in said
+    assert re.search(r"^This took \d+ s\.$", said, re.M)
     for seed in (3, 5):
         starts = {Run(one.run.folder).info["initial_adapter"] for one in runs if one.config.run.seed == seed}
         assert len(starts) == 1
@@ -58,6 +60,7 @@ def test_a_study_trains_all_of_them_and_the_second_time_none(tmp_path, capsys):
     assert trained == names(runs), "something was trained twice"
     said = capsys.readouterr().out
     assert said.count(table(runs)) == 1 and "seed 3: " in said, "nothing was trained, so the table is the same"
+    assert "This took" not in said
 
 
 def test_a_study_gives_the_metrics_of_its_runs_trained_singly(tmp_path):
@@ -195,10 +198,12 @@ def test_sigterm_between_two_runs_is_heard_as_ctrl_c_is(tmp_path):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_the_table_shows_what_there_is_of_a_run_whose_records_lack_something(tmp_path):
+def test_the_table_shows_what_there_is_of_a_run_whose_records_hold_no_numbers(tmp_path):
     one = two_by_two(tmp_path)[0]
     one.run.folder.mkdir(parents=True)
-    (one.run.folder / "metrics.jsonl").write_text('{"kind": "eval", "step": 0, "seconds": null}\n')
+    nothing = dict.fromkeys(("eval_reward", "eval_kl", "seconds"))
+    record = {"kind": "eval", "step": 0, "epoch": 0.0, **nothing}
+    (one.run.folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     assert table([one]).splitlines()[1].split()[-5:] == ["–", "–", "0.0", "to", "do"]
 
 

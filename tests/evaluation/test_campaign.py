@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import weakref
 from dataclasses import dataclass, field
@@ -135,6 +136,7 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same_tables(runs, tmp_p
     assert "the same command goes on" in capsys.readouterr().err
     assert evaluate.main(command) == 0
     assert len(calls) == 1 + 8
+    assert re.search(r"^5 results more in \d+ s\.$", capsys.readouterr().out, re.M)  # three were measured before
     resumed = {path.name: path.read_bytes() for path in runs.glob("tables.*")}
     for path in [*runs.glob("*/*/results"), *runs.glob("tables.*")]:
         path.rename(path.with_name(f"{path.name}.before"))
