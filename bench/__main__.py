@@ -23,6 +23,7 @@ SETS = {
         "step --model tiny --threads 1 --rounds 60",
         "step --model tiny --threads 2 --rounds 60",
         "step --model tiny --threads 1 --fixed-length 26 --rounds 30",
+        "step --model tiny --threads 2 --fixed-length 26 --rounds 30",
         "step --model qwen3-50m --fixed-length 32 --rounds 3 --warmup 1",
         "generate --model tiny --threads 1",
         "generate --model tiny --threads 2",
@@ -33,7 +34,7 @@ SETS = {
         "train --model qwen3-50m --lengths 32 128 --rounds 2 --warmup 1",
         "growth --model tiny --models qwen3-50m --threads 1 --rounds 3 --warmup 1",
         "evaluation --model tiny --threads 1",
-        "evaluation --model qwen3-50m --contexts 8 --replies 40 --rounds 1 --warmup 1",
+        "evaluation --model qwen3-50m --contexts 8 --replies 40 --rounds 2 --warmup 1",
         "study --model qwen3-0.6b --replies 16 --rounds 1 --warmup 0",
     ),
     "cuda": (

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--replies", type=int, default=60, metavar="N", help="generation requests of each kind (default: 60)"
     )
     options.add_argument(
-        "--hflm-batches", type=int, nargs="+", default=[8, 32], metavar="B", help="of HFLM (default: 8 32)"
+        "--hflm-batches", type=int, nargs="+", default=[2, 8, 32], metavar="B", help="of HFLM (default: 2 8 32)"
     )
     given = options.parse_args(arguments)
     prepare(given)
