@@ -13,9 +13,8 @@ class LoRALinear(nn.Module):
         h = W x + b + (alpha / r) · B A dropout(x)
 
     `A` starts Kaiming-uniform, as PEFT's does (Hu et al. draw it from a Gaussian), and `B` at zero, so that the layer
-    starts as exactly its base. Both stay in FP32 whatever
-    the base's dtype: the optimizer's small steps would round away in FP16, and a gradient scaler can't unscale FP16
-    gradients.
+    starts as exactly its base. Both stay in FP32 whatever the base's dtype: the optimizer's small steps would round
+    away in FP16, and a gradient scaler can't unscale FP16 gradients.
 
     Args:
         base: the linear layer [out, in] to adapt; it is kept, not copied.
