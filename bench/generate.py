@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from bench.common import Ratio, Summary, Timer, interleave, keep, parser, prepare, run, table
-from bench.models import Loaded, load, settings
+from bench.models import Loaded, load_both, settings
 from bench.ours import attach_fresh
 from bench.theirs import left_padded
 from hmx.config import resolve
@@ -57,9 +57,9 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"For the share of the bandwidth --tokens must be at least {_BEGINNING + 1}.")
 
     timer = Timer(given.device, given.clock)
-    loaded, other = (load(given.model, given.device, given.precision) for _ in range(2))  # ours moves weights about
+    loaded, other = load_both(given.model, given.device, given.precision)
     if given.adapter:
-        for one in (loaded, other):
+        for one in {id(one): one for one in (loaded, other)}.values():  # they may be the same
             attach_fresh(one, settings(given.model, given.device, given.precision))
     speed = copy_bandwidth(given.device, timer) if given.bandwidth else None
     rows, measured = [], []

@@ -6,7 +6,7 @@ import torch
 
 from bench.common import Ratio, Summary, Timer, interleave, keep, parser, prepare, run, table
 from bench.generate import questions
-from bench.models import REPLY_TOKENS, SCORE_TOKENS, load, settings
+from bench.models import REPLY_TOKENS, SCORE_TOKENS, load_both, settings
 from bench.theirs import PlainJudge
 from hmx.config import resolve
 from hmx.errors import UserError
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError("--answers and --tokens must be at least 1.")
 
     timer = Timer(given.device, given.clock)
-    loaded, other = (load(given.model, given.device, given.precision) for _ in range(2))  # ours moves weights about
+    loaded, other = load_both(given.model, given.device, given.precision)
     config = settings(given.model, given.device, given.precision)
     rubric, tokenizer = Rubric.load(resolve(config.judge.prompt_file)), loaded.tokenizer
     whole, line = (REPLY_TOKENS, SCORE_TOKENS) if loaded.random else (config.judge.max_new_tokens,) * 2

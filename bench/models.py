@@ -105,6 +105,14 @@ def load(name: str, device: str, precision: str) -> Loaded:
     return loaded
 
 
+def load_both(name: str, device: str, precision: str) -> tuple[Loaded, Loaded]:
+    """A model for us and one for transformers: on a CPU ours lays its weights out anew. On a GPU they stay as they are,
+    and two may not fit, so both are the same there.
+    """
+    ours = load(name, device, precision)
+    return ours, ours if device == "cuda" else load(name, device, precision)
+
+
 def never_end(loaded: Loaded) -> None:
     """Let no token end an answer: every one goes on to its limit."""
     loaded.model.generation_config.eos_token_id = loaded.never
