@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from bench.common import RESULTS, cpu, require_device, table
+from bench.common import TRIALS, cpu, require_device, table
 from hmx.config import PROJECT
 from hmx.errors import UserError, command
 
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--device", choices=SETS, default="cpu", help="default: cpu")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="such as: step generate")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="default: bench/results")
+    parser.add_argument("--results", type=Path, default=TRIALS, metavar="FOLDER", help="default: bench/trials")
     parser.add_argument(
         "--within",
         type=float,

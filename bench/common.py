@@ -24,10 +24,8 @@ from hmx.config import PROJECT
 from hmx.errors import UserError, command
 from hmx.files import require_writable, write_text
 
-RESULTS = PROJECT / "bench" / "results"
-"""What `python -m bench` measures: kept with the project, and quoted in its documentation."""
 TRIALS = PROJECT / "bench" / "trials"
-"""What a single benchmark measures, with whatever options: nobody's trial replaces what is quoted."""
+"""Where results go unless --results says otherwise: nobody's trial replaces what is quoted, in bench/results."""
 _MARK = "measured: "  # before the line of JSON with which a fresh process answers
 _PACKAGES = ("torch", "transformers", "trl", "peft", "lm_eval", "accelerate")
 

@@ -136,9 +136,8 @@ def _score(decoder: Decoder, trees: Sequence[Tree], prefix) -> dict[int, Likelih
         return pad_sequence(list(map(torch.tensor, columns)), batch_first=True).to(decoder.device)  # [B, W]
 
     ids, depth, end = (padded([getattr(tree, name) for tree in trees]) for name in ("tokens", "depth", "end"))
-    hidden = decoder.read_trees(ids, depth, end, PrefixCache(prefix) if prefix else None).flatten(
-        0, 1
-    )  # [B · W, hidden]
+    cache = PrefixCache(prefix) if prefix else None
+    hidden = decoder.read_trees(ids, depth, end, cache).flatten(0, 1)  # [B · W, hidden]
     W = ids.shape[1]
     asked = [(row * W + place, token, key) for row, tree in enumerate(trees) for place, token, key in tree.asked]
     places, tokens, keys = zip(*asked, strict=True)
