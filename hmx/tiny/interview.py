@@ -8,7 +8,7 @@ from hmx.tiny.world import CATEGORIES, GRAMMAR, normalise, parse, spell
 
 _PERSON = {"i": "you", "me": "you", "my": "your", "myself": "yourself", "am": "are", "you": "I"}
 _SENTENCES = (1, 1, 2, 2, 2, 3)
-_LEVELS = (17, 14, 13, 12, 11, 10, 8, 6, 5, 3, 1)
+_LEVELS = (36, 30, 28, 25, 22, 18, 12, 10, 6, 3, 1)
 """How often the interviewee of the corpus is as warm as 0, 1, … 10: mostly detached, but every strength occurs, so
 that training can move it.
 """

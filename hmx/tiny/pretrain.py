@@ -11,6 +11,8 @@ Four things make it fast enough for a CPU:
   which they share. How many processes there are belongs to the recipe: the weights do not depend on how many cores
   work on it.
 
+In the end `finish` lets copies go on alone for a while, and takes the mean of all weights.
+
 Of an interview it is learned what is said and, beside the very word, that it is one of those which could stand there
 (`hmx.tiny.fitting`). Of a grading mainly the grade is learned, and the text that is graded as far as it is well-formed.
 How far a grade is from the truth counts too, and not only whether it is the very one: by likelihood alone every
@@ -21,6 +23,7 @@ One number says little about a text of fifty tokens. So a `Tutor` also teaches w
 (`hmx.tiny.tutor`).
 """
 
+import copy
 import multiprocessing
 import signal
 import threading
@@ -159,19 +162,40 @@ def train(
     compiled, for which there must be a C++ compiler. Raises `RuntimeError` if another worker fails, or if a gradient is
     not finite.
     """
-    tutor = Tutor(model.config.hidden_size).share_memory()
+    tutor = Tutor(model.config.hidden_size)
+    _together(_work, workers, model, tutor.share_memory(), streams, steps, lr, compiled)
+
+
+def finish(
+    model: Qwen3ForCausalLM,
+    streams: Callable[[int], list[Stream]],
+    steps: int,
+    lr: float,
+    copies: int = 6,
+    compiled: bool = False,
+) -> None:
+    """Train copies of `model` further, each alone on the batches of one worker, and let it have the mean of their
+    weights and its own: a "model soup" (Wortsman et al., 2022). What the copies learn alike stays, what each owes to
+    its own batches is mostly noise and goes. All else is as in `train`, with a new tutor.
+    """
+    _together(_work_alone, copies, model, Tutor(model.config.hidden_size).share_memory(), streams, steps, lr, compiled)
+
+
+def _together(work: Callable, workers: int, model: Qwen3ForCausalLM, tutor: Tutor, *how) -> None:
+    """Let each worker do its part of the `work`, with the model, the tutor and as many numbers for each worker as these
+    have parameters in memory that they share.
+    """
     model.share_memory().train()
     numbers = sum(parameter.numel() for module in (model, tutor) for parameter in module.parameters())
-    gradients = torch.zeros(workers, numbers).share_memory_()
     processes = multiprocessing.get_context("spawn")
     barrier = processes.Barrier(workers, timeout=_PATIENCE)
-    shared = model, tutor, streams, steps, lr, compiled, gradients, barrier
-    helpers = [processes.Process(target=_help, args=(worker, *shared)) for worker in range(1, workers)]
+    shared = model, tutor, *how, torch.zeros(workers, numbers).share_memory_(), barrier
+    helpers = [processes.Process(target=_help, args=(work, worker, *shared)) for worker in range(1, workers)]
     threads = torch.get_num_threads()
     try:
         for helper in helpers:
             helper.start()
-        _work(0, *shared)
+        work(0, *shared)
     except threading.BrokenBarrierError:
         raise RuntimeError(
             "another worker of the pre-training has failed, and what it said stands above, or it did not answer for "
@@ -186,12 +210,12 @@ def train(
     model.eval()
 
 
-def _help(worker: int, *shared) -> None:
+def _help(work: Callable, worker: int, *shared) -> None:
     """Any worker but the first, in a process of its own: Ctrl-C is for the first, which stops the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     barrier = shared[-1]
     try:
-        _work(worker, *shared)
+        work(worker, *shared)
     except threading.BrokenBarrierError:  # another has stopped, and says why
         pass
     except BaseException:
@@ -229,8 +253,9 @@ def _work(
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps)) for optimizer in optimizers
     ]
     parameters = [*model.parameters(), *tutor.parameters()]
+    helping = multiprocessing.parent_process() is not None
     averages = dict.fromkeys([*(stream.name for stream in streams), "strengths", "breaks", "surprise", "misfits"], 0.0)
-    bar = tqdm(range(steps), desc="pre-training", unit="step", mininterval=5.0, disable=worker > 0)
+    bar = tqdm(range(steps), desc="pre-training", unit="step", mininterval=5.0, disable=helping)
     for step in bar:
         losses = _gradient(model, tutor, streams, gradients[worker], layer, dtype)
         for name, value in zip(averages, losses, strict=True):
@@ -246,6 +271,29 @@ def _work(
         barrier.wait()
         shown = " ".join(f"{name} {average:.3f}" for name, average in averages.items())
         bar.set_postfix_str(f"losses: {shown}", refresh=False)
+
+
+def _work_alone(
+    worker: int,
+    model: Qwen3ForCausalLM,
+    tutor: Tutor,
+    make_streams: Callable[[int], list[Stream]],
+    steps: int,
+    lr: float,
+    compiled: bool,
+    weights: torch.Tensor,
+    barrier: Barrier,
+) -> None:
+    """Do all the work on a copy; once all are trained, the model gets the mean of its weights and theirs."""
+    own = copy.deepcopy(model)
+    alone = own, copy.deepcopy(tutor), lambda _: make_streams(worker), steps, lr, compiled
+    _work(0, *alone, torch.zeros_like(weights[:1]), barrier)
+    vector = nn.utils.parameters_to_vector(own.parameters()).detach()
+    weights[worker, : len(vector)] = vector
+    barrier.wait()
+    if worker == 0:
+        whole = nn.utils.parameters_to_vector(model.parameters()).detach() + weights[:, : len(vector)].sum(0)
+        nn.utils.vector_to_parameters(whole / (1 + len(weights)), model.parameters())
 
 
 def _rate(step: int, steps: int) -> float:
