@@ -274,20 +274,13 @@ def _work(
 
 
 def _work_alone(
-    worker: int,
-    model: Qwen3ForCausalLM,
-    tutor: Tutor,
-    make_streams: Callable[[int], list[Stream]],
-    steps: int,
-    lr: float,
-    compiled: bool,
-    weights: torch.Tensor,
-    barrier: Barrier,
+    worker: int, model: Qwen3ForCausalLM, tutor: Tutor, make_streams: Callable[[int], list[Stream]], *others
 ) -> None:
     """Do all the work on a copy; once all are trained, the model gets the mean of its weights and theirs."""
+    *settings, weights, barrier = others
     own = copy.deepcopy(model)
-    alone = own, copy.deepcopy(tutor), lambda _: make_streams(worker), steps, lr, compiled
-    _work(0, *alone, torch.zeros_like(weights[:1]), barrier)
+    alone = own, copy.deepcopy(tutor), lambda _: make_streams(worker)
+    _work(0, *alone, *settings, torch.zeros_like(weights[:1]), barrier)
     vector = nn.utils.parameters_to_vector(own.parameters()).detach()
     weights[worker, : len(vector)] = vector
     barrier.wait()
