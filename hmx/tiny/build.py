@@ -25,16 +25,16 @@ from hmx.tiny.tokenizer import train_tokenizer
 from hmx.tiny.tries import Trier
 
 STEPS = 9000
-"""Nearly an hour on two cores of an EPYC (Zen 5), one and a half on two of the Zen 4, three where there is no BF16."""
+"""Reckoned from its parts, nearly an hour on two cores of an EPYC (Zen 5), one and a half on two of the Zen 4, three
+where there is no BF16.
+"""
 JUDGED, READ, ANSWERED = 7, 5, 3
 """Rows of a worker's step: gradings, texts to read, and conversations."""
 _LESSONS = 0.26
 """How many of the conversations are lessons, which are short: about a tenth of what the model learns to say."""
 LEARNING_RATE = 5e-3
 _FINISHING, _FINISHING_RATE = 0.05, 2e-3
-"""How many steps more each copy takes in the end, as a share, and at what learning rate. With more of it the judge
-knows the grammar better and makes less of what people say in other words.
-"""
+"""How many steps more each copy takes in the end, as a share, and at what learning rate."""
 _SHARPEN = 2.0
 """All logits are multiplied by this in the end, so that temperature 1 is what 1 / 2 was: so small a model, so
 shortly trained, leaves too much to improbable words. The last norm's weights do it; what is most probable stays, and

@@ -162,8 +162,7 @@ def train(
     compiled, for which there must be a C++ compiler. Raises `RuntimeError` if another worker fails, or if a gradient is
     not finite.
     """
-    tutor = Tutor(model.config.hidden_size)
-    _together(_work, workers, model, tutor.share_memory(), streams, steps, lr, compiled)
+    _together(_work, workers, model, streams, steps, lr, compiled)
 
 
 def finish(
@@ -178,18 +177,19 @@ def finish(
     weights and its own: a "model soup" (Wortsman et al., 2022). What the copies learn alike stays, what each owes to
     its own batches is mostly noise and goes. All else is as in `train`, with a new tutor.
     """
-    _together(_work_alone, copies, model, Tutor(model.config.hidden_size).share_memory(), streams, steps, lr, compiled)
+    _together(_work_alone, copies, model, streams, steps, lr, compiled)
 
 
-def _together(work: Callable, workers: int, model: Qwen3ForCausalLM, tutor: Tutor, *how) -> None:
-    """Let each worker do its part of the `work`, with the model, the tutor and as many numbers for each worker as these
-    have parameters in memory that they share.
+def _together(work: Callable, workers: int, model: Qwen3ForCausalLM, *settings) -> None:
+    """Let each worker do its part of the `work`, with the model, a new tutor and as many numbers for each worker as
+    these have parameters in memory that they share.
     """
+    tutor = Tutor(model.config.hidden_size).share_memory()
     model.share_memory().train()
     numbers = sum(parameter.numel() for module in (model, tutor) for parameter in module.parameters())
     processes = multiprocessing.get_context("spawn")
     barrier = processes.Barrier(workers, timeout=_PATIENCE)
-    shared = model, tutor, *how, torch.zeros(workers, numbers).share_memory_(), barrier
+    shared = model, tutor, *settings, torch.zeros(workers, numbers).share_memory_(), barrier
     helpers = [processes.Process(target=_help, args=(work, worker, *shared)) for worker in range(1, workers)]
     threads = torch.get_num_threads()
     try:
