@@ -65,7 +65,9 @@ class LoraConfig:
     alpha: float = key(16.0, above=0)
     """The update is scaled by alpha / rank."""
     dropout: float = key(0.0, least=0, below=1)
-    """Probability with which an input of A is dropped in the training pass."""
+    """Probability with which an input of A is dropped in the training pass. Above 0 that pass is not quite the policy
+    that sampled, neither in `kl` nor in the ratio of several updates.
+    """
     targets: tuple[str, ...] = key(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
     """The last part of the names of the linear layers to adapt."""
 

@@ -85,7 +85,7 @@ def estimate(config: Config, prompt: int, completion: int, evaluated: int = 0) -
     `evaluated` rows.
 
     For the training pass there is no formula: it is run without numbers, and what is alive is added up. It is run as on
-    a GPU; what a CPU runs instead (`hmx.decoder`) keeps somewhat more.
+    a GPU; what a CPU runs instead (`hmx.decoder`) keeps more.
     """
     shapes, grpo = architecture(config.model.path), config.grpo
     require_room(shapes, config.model.path, config.sampling.max_sequence_length)

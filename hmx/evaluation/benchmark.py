@@ -83,13 +83,13 @@ class Subject:
     max_length: int = 4096
     """Prompt and completion together, in tokens."""
     tokens_at_once: int = 32768
-    """How many places of the KV cache a batch may take: what is left of the memory decides."""
+    """How many places of the KV cache a batch may take; of a GPU `on_card` says it."""
     kept: dict[str, Any] = field(default_factory=dict)
     """By a benchmark's name what it keeps for the next checkpoint of the same base model: its questions."""
 
     @classmethod
     def on_card(cls, model, tokenizer) -> "Subject":
-        """A subject whose batches suit the GPU that the model lies on, if it does.
+        """A subject whose batches suit the GPU that the model lies on, if it lies on one.
 
         Half of what the weights leave of the card is for keys and values: by the card's size and not by what happens to
         be free, so that batches are the same each time.

@@ -63,7 +63,7 @@ class SelfJudge:
         self._prefix: Prefix | None = None
         score = [tokenizer.encode(f"{SCORE}{grade}", add_special_tokens=False) for grade in (0, 7)]
         self._guess = score[0][: common_length(*score)][: max_new_tokens - 1]
-        """How replies are expected to begin, until more than half of a batch do not."""
+        """How replies are expected to begin."""
         self.portions = Portions("judging answers")
 
     @classmethod
@@ -110,8 +110,6 @@ class SelfJudge:
         if self._guess and temperature == 0:
             replies = self._generate(prompts, temperature, guess=self._guess)
             others = [row for row, (tokens, _) in enumerate(replies) if not tokens]
-            if 2 * len(others) > len(replies):
-                self._guess = []
             if others:
                 again = self._generate([prompts[row] for row in others], temperature)
                 for row, reply in zip(others, again, strict=True):

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.command == "rows":
         write_rows(_DATA / "tiny" / "benchmarks", given.seed)
         return 0
-    torch.set_num_threads(1)  # so small a model computes no faster on more
+    torch.set_num_threads(1)  # sums over other numbers of threads round differently
     rubric = Rubric.load(_DATA / "rubric.toml")
     if given.command == "build":
         build(rubric, _DATA / "tiny" / "found.jsonl", given.model, given.seed, given.steps)

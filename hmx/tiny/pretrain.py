@@ -162,7 +162,7 @@ def train(
     compiled, for which there must be a C++ compiler. Raises `RuntimeError` if another worker fails, or if a gradient is
     not finite.
     """
-    _together(_work, workers, model, streams, steps, lr, compiled)
+    _together(_work, workers, model, streams, steps, lr, compiled, "pre-training")
 
 
 def finish(
@@ -177,7 +177,7 @@ def finish(
     weights and its own: a "model soup" (Wortsman et al., 2022). What the copies learn alike stays, what each owes to
     its own batches is mostly noise and goes. All else is as in `train`, with a new tutor.
     """
-    _together(_work_alone, copies, model, streams, steps, lr, compiled)
+    _together(_work_alone, copies, model, streams, steps, lr, compiled, "finishing")
 
 
 def _together(work: Callable, workers: int, model: Qwen3ForCausalLM, *settings) -> None:
@@ -231,6 +231,7 @@ def _work(
     steps: int,
     lr: float,
     compiled: bool,
+    part: str,
     gradients: torch.Tensor,
     barrier: Barrier,
 ) -> None:
@@ -255,7 +256,7 @@ def _work(
     parameters = [*model.parameters(), *tutor.parameters()]
     helping = multiprocessing.parent_process() is not None
     averages = dict.fromkeys([*(stream.name for stream in streams), "strengths", "breaks", "surprise", "misfits"], 0.0)
-    bar = tqdm(range(steps), desc="pre-training", unit="step", mininterval=5.0, disable=helping)
+    bar = tqdm(range(steps), desc=part, unit="step", mininterval=5.0, disable=helping)
     for step in bar:
         losses = _gradient(model, tutor, streams, gradients[worker], layer, dtype)
         for name, value in zip(averages, losses, strict=True):

@@ -254,11 +254,12 @@ def test_replies_that_begin_otherwise_than_guessed_are_asked_for_without_a_guess
     assert not second["guess"]
 
 
-def test_a_judge_that_begins_otherwise_is_soon_not_guessed_at_any_more(scripted):
-    judge, script = scripted(["", "", "Score: 4"], ["7", "8"], ["1", "2", "3"])
+def test_replies_are_read_in_the_same_way_whatever_was_graded_before(scripted):
+    """So a run that goes on grades as one that was never interrupted."""
+    judge, script = scripted(["", "", "Score: 4"], ["7", "8"], ["Score: 1", "Score: 2", "Score: 3"])
     assert [verdict.grade for verdict in judge.grade(QUESTIONS, ANSWERS)] == [7, 8, 4]
     assert [verdict.grade for verdict in judge.grade(QUESTIONS, ANSWERS)] == [1, 2, 3]
-    assert [bool(call["guess"]) for call in script.calls] == [True, False, False]
+    assert [bool(call["guess"]) for call in script.calls] == [True, False, True]
 
 
 def test_grading_in_portions_gives_the_same_verdicts(scripted, monkeypatch):
