@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -41,6 +41,8 @@ class Projection:
     scaling: float
     onednn: tuple[float, float]
     """How many numbers x has, at least and at most, where oneDNN is used, see `linear`."""
+    packed: torch.Tensor | None = None
+    """The weight once more, in the order in which oneDNN multiplies it."""
 
     @classmethod
     def of(cls, *layers: nn.Linear | LoRALinear) -> "Projection":
@@ -53,11 +55,23 @@ class Projection:
             return cls(_merged(weight, layers), None, None, 0.0, _for_onednn(weight))
         # In the base's dtype, to which autocast would cast A and B at every use.
         A = torch.cat([layer.lora_A for layer in adapters]).to(dtype)
-        blocks = [layer.lora_B if _is_on(layer) else layer.weight.new_zeros(len(layer.weight), 0) for layer in layers]
+        blocks = [
+            layer.lora_B if _is_on(layer) else weight.new_zeros(base_of(layer).out_features, 0) for layer in layers
+        ]
         return cls(weight, A, torch.block_diag(*blocks).to(dtype), scaling, _for_onednn(weight))
 
+    def pack(self, rows: int) -> "Projection":
+        """The same, quicker without gradients where oneDNN multiplies x of so many rows: in every product it copies
+        the weight into an order of its own, unless it lies in that order already.
+        """
+        least, most = self.onednn
+        if not least <= rows * self.weight.shape[1] <= most:
+            return self
+        # Of a matrix that lies in memory row by row it takes a tenth of the time.
+        return replace(self, packed=torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), rows))
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        h = _product(x, self.weight, self.onednn)
+        h = _product(x, self.weight, self.onednn, self.packed)
         return h if self.A is None else torch.add(h, F.linear(F.linear(x, self.A), self.B), alpha=self.scaling)
 
 
@@ -74,11 +88,15 @@ def _for_onednn(weight: torch.Tensor) -> tuple[float, float]:
     return (max(LARGE / len(weight), 2 * inputs), ROWS * inputs) if known else (math.inf, math.inf)
 
 
-def _product(x: torch.Tensor, weight: torch.Tensor, onednn: tuple[float, float]) -> torch.Tensor:
+def _product(
+    x: torch.Tensor, weight: torch.Tensor, onednn: tuple[float, float], packed: torch.Tensor | None = None
+) -> torch.Tensor:
     least, most = onednn
     if not least <= x.numel() <= most:
         return F.linear(x, weight)
-    return _Product.apply(x, weight) if torch.is_grad_enabled() else _by_onednn(x, weight)
+    if torch.is_grad_enabled():
+        return _Product.apply(x, weight)
+    return _by_onednn(x, weight if packed is None else packed)
 
 
 def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
