@@ -156,14 +156,6 @@ class Decoder:
         """Whether `of` gives a decoder."""
         return enabled and _is_known(model)
 
-    def pack(self, rows: int) -> None:
-        """Copy weights into the order in which products of so many rows read them, where that is quicker."""
-        self.layers = [
-            replace(layer, **{name: getattr(layer, name).pack(rows) for name in ("qkv", "out", "gate_up", "down")})
-            for layer in self.layers
-        ]
-        self.head = self.head.pack(rows)
-
     def read(
         self,
         ids: torch.Tensor,

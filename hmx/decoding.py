@@ -19,11 +19,6 @@ WORTH = defaultdict(lambda: 2048, cpu=64)
 it is an estimate.
 """
 
-PACK_AFTER = 8
-"""Steps before the weights are copied into the order that is quickest for such steps: that takes the time that it saves
-in about as many. A judge's reply is shorter.
-"""
-
 
 class Decoding:
     """The batch in a decoder.
@@ -37,7 +32,6 @@ class Decoding:
     """
 
     joins = True
-    steps = 0
 
     def __init__(self, decoder: Decoder, ids: torch.Tensor, attention: torch.Tensor, prefix, room: int, last: int = 1):
         (B, S), Q = attention.shape, ids.shape[1]
@@ -75,9 +69,6 @@ class Decoding:
 
     def step(self, token: torch.Tensor) -> torch.Tensor:
         """Add a token [B] to each row; returns the logits [B, V] of the next."""
-        self.steps += 1
-        if self.steps == PACK_AFTER:
-            self.decoder.pack(len(token))
         S = self.cache.length + 1
         self.cache.reserve(S, self.most)
         biases = {}

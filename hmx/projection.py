@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -41,8 +41,6 @@ class Projection:
     scaling: float
     onednn: tuple[float, float]
     """How many numbers x has, at least and at most, where oneDNN is used, see `linear`."""
-    packed: torch.Tensor | None = None
-    """The weight once more, in the order in which oneDNN multiplies it."""
 
     @classmethod
     def of(cls, *layers: nn.Linear | LoRALinear) -> "Projection":
@@ -60,18 +58,8 @@ class Projection:
         ]
         return cls(weight, A, torch.block_diag(*blocks).to(dtype), scaling, _for_onednn(weight))
 
-    def pack(self, rows: int) -> "Projection":
-        """The same, quicker without gradients where oneDNN multiplies x of so many rows: in every product it copies
-        the weight into an order of its own, unless it lies in that order already.
-        """
-        least, most = self.onednn
-        if not least <= rows * self.weight.shape[1] <= most:
-            return self
-        # Of a matrix that lies in memory row by row it takes a tenth of the time.
-        return replace(self, packed=torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), rows))
-
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        h = _product(x, self.weight, self.onednn, self.packed)
+        h = _product(x, self.weight, self.onednn)
         return h if self.A is None else torch.add(h, F.linear(F.linear(x, self.A), self.B), alpha=self.scaling)
 
 
@@ -88,15 +76,11 @@ def _for_onednn(weight: torch.Tensor) -> tuple[float, float]:
     return (max(LARGE / len(weight), 2 * inputs), ROWS * inputs) if known else (math.inf, math.inf)
 
 
-def _product(
-    x: torch.Tensor, weight: torch.Tensor, onednn: tuple[float, float], packed: torch.Tensor | None = None
-) -> torch.Tensor:
+def _product(x: torch.Tensor, weight: torch.Tensor, onednn: tuple[float, float]) -> torch.Tensor:
     least, most = onednn
     if not least <= x.numel() <= most:
         return F.linear(x, weight)
-    if torch.is_grad_enabled():
-        return _Product.apply(x, weight)
-    return _by_onednn(x, weight if packed is None else packed)
+    return _Product.apply(x, weight) if torch.is_grad_enabled() else _by_onednn(x, weight)
 
 
 def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -117,34 +117,6 @@ def test_large_matrices_by_onednn_give_the_same_logits(name, monkeypatch):
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch was built without oneDNN")
-@pytest.mark.parametrize("name", models.FAMILIES)
-def test_steps_with_packed_weights_give_the_same_logits(name, monkeypatch):
-    """All products are oneDNN's, and from the third step on their weights are packed."""
-    monkeypatch.setattr(projection, "LARGE", 0)
-    monkeypatch.setattr(projection, "ROWS", math.inf)
-    monkeypatch.setattr(decoding, "PACK_AFTER", 3)
-    packed, by_onednn = [], projection._by_onednn
-    monkeypatch.setattr(
-        projection,
-        "_by_onednn",
-        lambda x, weight: (packed.append(weight.layout == torch._mkldnn), by_onednn(x, weight))[1],
-    )
-    model = adapt(build(name))
-    assert worst_difference(model, [4, 9, 1], shared=5) < 1e-5
-    products = 4 * len(model.model.layers) + 1
-    assert packed.count(True) == 5 * products  # of seven steps
-
-
-def test_only_what_onednn_multiplies_is_packed(monkeypatch):
-    monkeypatch.setattr(projection, "LARGE", 3 * 8 * 16)
-    layer = torch.nn.Linear(8, 16, bias=False)
-    with torch.no_grad():
-        one = projection.Projection.of(layer)
-        assert one.pack(2) is one
-        assert (one.pack(3).packed is None) == (not torch.backends.mkldnn.is_available())
-
-
 @given(
     st.lists(st.integers(0, 4), min_size=1, max_size=3),
     st.integers(1, 20),
