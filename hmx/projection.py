@@ -1,6 +1,7 @@
 """Linear layers that read the same input, multiplied as one, with what their adapters add."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +15,21 @@ from hmx.lora.layer import LoRALinear
 
 def _where_onednn_is_quicker() -> tuple[float, float]:
     try:
-        amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:  # not Linux
-        amd = False
-    known = {"AVX512": (3 * 2**18, math.inf), "AVX2": (3 * 2**20, 24)} if amd else {}
+        cpu = ""
+    if "AuthenticAMD" not in cpu:
+        return math.inf, math.inf
+    in_halves = re.search(r"^cpu family\s*: 25$", cpu, re.MULTILINE)  # Zen 4's AVX-512
+    known = {"AVX512": ((12 if in_halves else 3) * 2**18, math.inf), "AVX2": (3 * 2**20, 24)}
     return known.get(torch.backends.cpu.get_cpu_capability(), (math.inf, math.inf))
 
 
 LARGE, ROWS = _where_onednn_is_quicker()
 """From how many multiplications on, and up to how many rows, a product is oneDNN's and not MKL's. It was tried on AMD's
-Zen 4 and 5, where MKL makes no use of AVX-512, and on Zen 3, which has none: there MKL is as quick for many rows. On an
-Intel Xeon it always was.
+Zen 4 and 5, where MKL makes no use of AVX-512, and on Zen 3, which has none: there MKL is as quick for many rows. Zen 4
+computes with AVX-512 in halves, so that there MKL is as quick for products of a few rows. On an Intel Xeon it always
+was.
 """
 
 
