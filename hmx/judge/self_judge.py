@@ -7,6 +7,7 @@ values of everything that stands above the question in the rubric are computed o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -21,6 +22,8 @@ from hmx.sampling import Prefix, common_length, generate, last_logits
 
 READABLE = 0.5
 """An expectation counts only if all eleven grades together have at least this probability."""
+_PAIRS = ("Why?", "So."), ("9 or 10", "[]")
+"""Two interviews that have nothing in common, not even how question or answer begin."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,6 @@ class SelfJudge:
         self.lines = GradeLines.of(tokenizer) if expected else None
         self.end_ids, self.pad_id = end_of_turn_ids(model, tokenizer), pad_id(tokenizer)
         self._prefix: Prefix | None = None
-        score = [tokenizer.encode(f"{SCORE}{grade}", add_special_tokens=False) for grade in (0, 7)]
-        self._guess = score[0][: common_length(*score)][: max_new_tokens - 1]
-        """How replies are expected to begin."""
         self.portions = Portions("judging answers")
 
     @classmethod
@@ -119,6 +119,27 @@ class SelfJudge:
         texts = [(decode(self.tokenizer, tokens), cut) for tokens, cut in replies]
         return [(parse_cut_off(text) if cut else parse_score(text), text) for text, cut in texts]
 
+    @cached_property
+    def _guess(self) -> list[int]:
+        """How replies are expected to begin: as a score line does, if the likeliest replies to both of `_PAIRS` do;
+        with nothing else. So it is the same for a run that goes on as for one that was never interrupted.
+        """
+        score = [self.tokenizer.encode(f"{SCORE}{grade}", add_special_tokens=False) for grade in (0, 7)]
+        begin = score[0][: common_length(*score)][: self.max_new_tokens - 1]
+        if not begin:
+            return []
+        prompts = [encode_chat(self.tokenizer, self.rubric.messages(*pair)) for pair in _PAIRS]
+        with bypass(self.model):
+            logits = last_logits(
+                self.model,
+                [[*prompt, *begin] for prompt in prompts],
+                len(begin) + 1,
+                self.pad_id,
+                self._shared_prefix(prompts),
+            )
+        likeliest = logits[:, :-1].argmax(dim=-1).tolist()
+        return begin if all(tokens == begin for tokens in likeliest) else []
+
     def _generate(
         self,
         prompts: list[list[int]],
@@ -169,9 +190,7 @@ class SelfJudge:
         one of `prompts` does not.
         """
         if self._prefix is None:
-            # Both parts begin with another character, so that no more than the rubric is common to them.
-            pairs = (("Why?", "So."), ("9 or 10", "[]"))
-            one, other = (encode_chat(self.tokenizer, self.rubric.messages(*pair)) for pair in pairs)
+            one, other = (encode_chat(self.tokenizer, self.rubric.messages(*pair)) for pair in _PAIRS)
             same = common_length(one, other)
             self._prefix = Prefix.of(self.model, one[:same]) if same else None
         return self._prefix if self._prefix and all(map(self._prefix.starts, prompts)) else None

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import hmx.judge.self_judge as module
+from hmx.config import PROJECT
 from hmx.judge import Rubric, SelfJudge, Verdict, parse_score
 from hmx.lora import adapters, attach, bypass
+from hmx.models import load_model
 from hmx.prompts import encode_chat
 from hmx.sampling import Completions
 from tests import models
@@ -228,6 +230,7 @@ def test_stopping_after_the_score_gives_the_same_grades(family, monkeypatch):
     for stop in (True, False):
         judge = SelfJudge(family.model, family.tokenizer, RUBRIC, stop_after_score=stop)
         judge._shared_prefix([])
+        judge._guess = family.tokenizer.encode("Score: ", add_special_tokens=False)
         with monkeypatch.context() as patch:
             patch.setattr(family.model, "forward", forward)
             said.clear()
@@ -247,6 +250,7 @@ def test_prompts_that_share_no_beginning_are_judged_all_the_same(qwen3):
 
 def test_replies_that_begin_otherwise_than_guessed_are_asked_for_without_a_guess(scripted, family):
     judge, script = scripted(["Score: 7", "", "Score: 4"], ["**Score:** 3"])
+    judge._guess = family.tokenizer.encode("Score: ", add_special_tokens=False)
     assert [verdict.grade for verdict in judge.grade(QUESTIONS, ANSWERS)] == [7, 3, 4]
     first, second = script.calls
     assert family.tokenizer.decode(first["guess"]).strip() == "Score:"
@@ -254,9 +258,18 @@ def test_replies_that_begin_otherwise_than_guessed_are_asked_for_without_a_guess
     assert not second["guess"]
 
 
-def test_replies_are_read_in_the_same_way_whatever_was_graded_before(scripted):
+def test_the_beginning_of_replies_is_guessed_only_at_a_judge_that_begins_so(qwen3):
+    model, tokenizer = load_model(str(PROJECT / "data" / "tiny"), "fp32", "cpu")
+    judge = SelfJudge(model, tokenizer, Rubric.load(PROJECT / "data" / "rubric.toml"))
+    assert tokenizer.decode(judge._guess) == "Score:"
+    assert SelfJudge(model, tokenizer, judge.rubric, max_new_tokens=1)._guess == []
+    assert SelfJudge(qwen3.model, qwen3.tokenizer, RUBRIC)._guess == []  # of random weights
+
+
+def test_replies_are_read_in_the_same_way_whatever_was_graded_before(scripted, family):
     """So a run that goes on grades as one that was never interrupted."""
     judge, script = scripted(["", "", "Score: 4"], ["7", "8"], ["Score: 1", "Score: 2", "Score: 3"])
+    judge._guess = family.tokenizer.encode("Score: ", add_special_tokens=False)
     assert [verdict.grade for verdict in judge.grade(QUESTIONS, ANSWERS)] == [7, 8, 4]
     assert [verdict.grade for verdict in judge.grade(QUESTIONS, ANSWERS)] == [1, 2, 3]
     assert [bool(call["guess"]) for call in script.calls] == [True, False, True]
