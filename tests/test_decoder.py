@@ -13,6 +13,7 @@ from hmx import cache, decoder, decoding, projection
 from hmx.decoder import Decoder
 from hmx.decoding import Decoding
 from hmx.lora import adapter_parameters, attach, bypass
+from hmx.lora.layer import LoRALinear
 from hmx.memory import keep_less
 from hmx.precision import autocast
 from hmx.sampling import Prefix, generate, last_logits, pad_left
@@ -157,6 +158,20 @@ def test_products_by_onednn_give_the_same_gradients(name, monkeypatch):
         gradients.append([parameter.grad for parameter in adapter_parameters(model)])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_of_layers_multiplied_as_one_only_those_whose_adapter_is_on_are_adapted(trained):
+    random = generator(1)
+    on, off, bare = (torch.nn.Linear(6, outputs, bias=False) for outputs in (3, 4, 5))
+    on, off = (LoRALinear(layer, 2, 4.0, generator=random) for layer in (on, off))
+    for layer in (on, off):
+        torch.nn.init.normal_(layer.lora_B, generator=random)
+    off.enabled = False
+    x = torch.randn(2, 6, generator=random)
+    expected = torch.cat([layer(x) for layer in (on, off, bare)], dim=-1)
+    with torch.set_grad_enabled(trained):
+        torch.testing.assert_close(projection.Projection.of(on, off, bare)(x), expected)
 
 
 ROPE = st.fixed_dictionaries({"rope_type": st.just("default"), "rope_theta": st.sampled_from([30.0, 1e4])}) | st.just(
