@@ -23,7 +23,9 @@ from hmx.sampling import Prefix, common_length, generate, last_logits
 READABLE = 0.5
 """An expectation counts only if all eleven grades together have at least this probability."""
 _PAIRS = ("Why?", "So."), ("9 or 10", "[]")
-"""Two interviews that have nothing in common, not even how question or answer begin."""
+"""Two interviews to look at the judge with. Their questions and their answers begin with different characters, so that
+what two prompts have in common is the rubric and no more.
+"""
 
 
 @dataclass(frozen=True)
@@ -121,23 +123,15 @@ class SelfJudge:
 
     @cached_property
     def _guess(self) -> list[int]:
-        """How replies are expected to begin: as a score line does, if the likeliest replies to both of `_PAIRS` do;
-        with nothing else. So it is the same for a run that goes on as for one that was never interrupted.
+        """How replies are expected to begin: as a score line does, if the likeliest replies to both of `_PAIRS` do,
+        else in no way. What was graded before has no say, so that a run that goes on judges as one never interrupted.
         """
         score = [self.tokenizer.encode(f"{SCORE}{grade}", add_special_tokens=False) for grade in (0, 7)]
         begin = score[0][: common_length(*score)][: self.max_new_tokens - 1]
         if not begin:
             return []
         prompts = [encode_chat(self.tokenizer, self.rubric.messages(*pair)) for pair in _PAIRS]
-        with bypass(self.model):
-            logits = last_logits(
-                self.model,
-                [[*prompt, *begin] for prompt in prompts],
-                len(begin) + 1,
-                self.pad_id,
-                self._shared_prefix(prompts),
-            )
-        likeliest = logits[:, :-1].argmax(dim=-1).tolist()
+        likeliest = self._logits(prompts, begin)[:, :-1].argmax(dim=-1).tolist()
         return begin if all(tokens == begin for tokens in likeliest) else []
 
     def _generate(
@@ -164,23 +158,25 @@ class SelfJudge:
         return list(zip(completions.rows(), completions.truncated.tolist(), strict=True))
 
     def _expectations(self, prompts: list[list[int]]) -> list[Verdict]:
-        read = self.lines.read
-        with bypass(self.model):
-            logits = last_logits(
-                self.model,
-                [[*prompt, *read] for prompt in prompts],
-                len(read) + 1,
-                self.pad_id,
-                self._shared_prefix(prompts),
-            )
         verdicts = []
-        for probabilities in self.lines.probabilities(logits).tolist():
+        for probabilities in self.lines.probabilities(self._logits(prompts, self.lines.read)).tolist():
             total = sum(probabilities)
             mean = sum(grade * probability for grade, probability in enumerate(probabilities)) / total if total else 0.0
             text = ", ".join(f"{grade}: {p:.1%}" for grade, p in enumerate(probabilities) if p >= 0.0005)
             text = text or f"0 to 10: {total:.1%}"
             verdicts.append(Verdict(mean if total >= READABLE else None, text))
         return verdicts
+
+    def _logits(self, prompts: list[list[int]], read: Sequence[int]) -> torch.Tensor:
+        """The logits [P, len(read) + 1, V] behind each prompt and behind each of the tokens read after it."""
+        with bypass(self.model):
+            return last_logits(
+                self.model,
+                [[*prompt, *read] for prompt in prompts],
+                len(read) + 1,
+                self.pad_id,
+                self._shared_prefix(prompts),
+            )
 
     def _settled(self, row: int, tokens: list[int]) -> bool:
         return score_is_settled(self.tokenizer.decode(tokens, skip_special_tokens=True))
